@@ -1,0 +1,152 @@
+"""Compiled kernels on disk, so that only the first run on a machine waits for the compiler.
+
+Numba's own ``cache=True`` looks at the caller's file only and hashes closures by a number that changes with every process,
+so kernels built from several files and specialised by closures are either stale or never found. Here the key of a kernel is
+a hash of *all* kernel sources, the model shape it was built for, its argument types and the CPU; one file per kernel.
+
+The files are pickles, i.e. code: they live in a directory that belongs to the user and that nobody else may write to
+(``NUMBA_CACHE_DIR`` if set, else ``XDG_CACHE_HOME`` or ``~/.cache``, in ``ase_nepcg/``). Where no such directory can be had (read-only
+home) kernels are compiled in each process and a warning says so once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numba
+from numba.core import compiler, config
+from numba.core.caching import NullCache
+from numba.core.serialize import dumps
+
+__all__ = ["cache_directory", "kernel_jit", "source_hash"]
+
+# files of kernels whose sources changed are removed when they have not been used for this long
+_KEEP_DAYS = 30
+# no reassociation: sums keep their order, NaN stays NaN; a*b + c may be fused
+_OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash over the text of every module next to this one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _private(folder: Path) -> str | None:
+    """Why ``folder`` must not hold pickles, or None."""
+    info = folder.stat()
+    if hasattr(os, "getuid") and info.st_uid != os.getuid():
+        return f"{folder} belongs to another user"
+    if os.name == "posix" and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{folder} can be written to by others"
+    return None
+
+
+@functools.cache
+def cache_directory() -> Path | None:
+    """The directory of this version's kernels, created if needed; None (after a warning) where there is none."""
+    try:
+        if config.CACHE_DIR:
+            base = Path(config.CACHE_DIR)
+        elif os.environ.get("XDG_CACHE_HOME"):
+            base = Path(os.environ["XDG_CACHE_HOME"])
+        else:
+            base = Path.home() / ".cache"
+        parent = base / "ase_nepcg"
+        folder = parent / f"kernels-{source_hash()}"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        reason = _private(parent) or _private(folder)
+        if reason is None:
+            tempfile.TemporaryFile(dir=folder).close()
+            os.utime(folder)
+            _prune(parent, keep=folder)
+            return folder
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        reason = str(error)
+    warnings.warn(
+        f"compiled kernels cannot be kept on disk ({reason}); every process will compile them anew. "
+        "Set NUMBA_CACHE_DIR to a directory of your own to avoid this.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _prune(parent: Path, keep: Path) -> None:
+    oldest = time.time() - _KEEP_DAYS * 86400
+    for folder in parent.glob("kernels-*"):
+        with contextlib.suppress(OSError):
+            if folder != keep and folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class _KernelCache(NullCache):
+    """What a Numba dispatcher asks of its cache, for one function built with one key."""
+
+    def __init__(self, name: str, key: tuple):
+        self._name = name
+        self._key = key
+
+    def _path(self, sig, codegen) -> Path | None:
+        folder = cache_directory()
+        if folder is None:
+            return None
+        key = (self._name, self._key, str(sig), codegen.magic_tuple(), numba.__version__, sys.version)
+        return folder / f"{self._name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.pickle"
+
+    def load_overload(self, sig, target_context):
+        target_context.refresh()
+        path = self._path(sig, target_context.codegen())
+        if path is None:
+            return None
+        try:
+            payload = pickle.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except Exception:  # a damaged file: whatever the unpickler makes of it, compile again and replace it
+            return None
+        return compiler.CompileResult._rebuild(target_context, *payload)
+
+    def save_overload(self, sig, data):
+        path = self._path(sig, data.codegen)
+        if path is None:
+            return
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
+                temporary = handle.name
+                handle.write(dumps(data._reduce()))
+            os.replace(temporary, path)
+        except OSError:  # disk full, directory removed meanwhile: the compiled kernel in memory is still good
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+
+def kernel_jit(*key, **options):
+    """``numba.njit`` with the options of all kernels and a disk cache; ``key`` holds every value the function closes over.
+
+    The function may call other compiled functions and close over them, as long as they are made from the sources
+    next to this module and ``key``.
+    """
+
+    def decorate(function):
+        dispatcher = numba.njit(**(_OPTIONS | options))(function)
+        dispatcher._cache = _KernelCache(function.__name__, key)
+        return dispatcher
+
+    return decorate

@@ -1,0 +1,245 @@
+"""One evaluation: model and geometry in, energies, forces and virials out.
+
+:func:`evaluate` is the pure form; an :class:`Evaluator` does the same and keeps what can be used again (packed parameters, neighbour
+list, buffers) between calls. Neither knows of ASE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .basis import fold_coefficients
+from .neighbors import NeighborList
+from .nep import PAIR, Shape, build_kernel, sum_chunks
+from .simd import LANES, aligned_empty, padded
+from .threads import default_threads, run_chunks
+
+__all__ = ["Evaluation", "EvaluationError", "Evaluator", "Geometry", "evaluate", "shape_of"]
+
+# The partition into chunks depends on the number of sites only, so that sums are the same for any number of threads.
+_SITES_PER_CHUNK = 128
+_MAX_CHUNKS = 64
+_FEWER_CHUNKS, _MANY_SITES = 32, 250_000  # bounds the memory of the force buffers
+
+
+class EvaluationError(RuntimeError):
+    """The geometry has no finite energy, or cannot be evaluated."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sites of one configuration.
+
+    positions (N, 3) and cell (3, 3, rows are vectors) in Å, pbc (3,) bool, types (N,) index into ``model.species``.
+    """
+
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    types: np.ndarray
+
+    def __post_init__(self):
+        positions = np.ascontiguousarray(self.positions, float)
+        types = np.ascontiguousarray(self.types, np.int32)
+        cell = np.ascontiguousarray(self.cell, float)
+        pbc = np.ascontiguousarray(self.pbc, bool)
+        if positions.ndim != 2 or positions.shape[1] != 3:
+            raise ValueError(f"positions: expected shape (N, 3), got {positions.shape}")
+        if types.shape != (len(positions),):
+            raise ValueError(f"types: expected shape ({len(positions)},), got {types.shape}")
+        if cell.shape != (3, 3) or pbc.shape != (3,):
+            raise ValueError(f"expected cell (3, 3) and pbc (3,), got {cell.shape} and {pbc.shape}")
+        for name, value in (("positions", positions), ("cell", cell)):
+            if not np.isfinite(value).all():
+                row = np.argwhere(~np.isfinite(value))[0][0]
+                raise EvaluationError(f"{name} must be finite, but row {row} is {value[row].tolist()}")
+        for name, value in (("positions", positions), ("cell", cell), ("pbc", pbc), ("types", types)):
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results, all freshly allocated.
+
+    energies (N,) eV; forces (N, 3) eV/Å; virial (3, 3) eV, ``W = -dE/d(strain)``, positive = compressed; virials (N, 3, 3) eV or None:
+    ``W_i^{ab} = sum_j r_ij^a df_ji^b``, booked on the neighbour as heat transport needs it, not symmetric, their sum is ``virial``;
+    descriptors (N, D) or None: scaled, as the network sees them.
+    """
+
+    energies: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+    virials: np.ndarray | None = None
+    descriptors: np.ndarray | None = None
+
+    @property
+    def energy(self) -> float:
+        return float(self.energies.sum())
+
+
+def shape_of(model) -> Shape:
+    """The kernel a model needs."""
+    return Shape(
+        n_radial=model.n_max[0] + 1,
+        k_radial=model.basis_size[0] + 1,
+        n_angular=model.n_max[1] + 1,
+        k_angular=model.basis_size[1] + 1,
+        l_max=model.l_max,
+        many_body=tuple(model.many_body),
+        neurons=model.neurons,
+        neurons2=model.neurons2,
+        temperature=model.temperature,
+        zbl=model.zbl is not None,
+    )
+
+
+def _lanes_last(array) -> np.ndarray:
+    """Pad the last axis with zeros to full vectors and flatten; a few vectors more, since kernels read whole groups of rows."""
+    array = np.asarray(array, float)
+    width = padded(array.shape[-1])
+    out = aligned_empty((array.size // array.shape[-1] + LANES) * width)
+    out[:] = 0.0
+    rows = out.reshape(-1, width)
+    rows[: array.size // array.shape[-1], : array.shape[-1]] = array.reshape(-1, array.shape[-1])
+    return out
+
+
+class _Parameters:
+    """Model parameters in the layout of the kernel, for the ``present`` types only."""
+
+    def __init__(self, model, present: tuple[int, ...]):
+        p = list(present)
+        pairs = np.ix_(p, p)
+        radial, angular = (c[pairs] for c in model.pair_cutoffs())
+        self.cutoffs = np.maximum(radial, angular)
+        pair = np.stack([self.cutoffs**2, radial, 1 / radial, angular, 1 / angular], axis=-1)
+        assert pair.shape[-1] == PAIR
+        # c[n, k, a, b] -> folded [a, b, ...]
+        c_radial = fold_coefficients(model.c_radial, 1)[:, :, p][:, :, :, p].transpose(2, 3, 1, 0)
+        c_angular = fold_coefficients(model.c_angular, 1)[:, :, p][:, :, :, p].transpose(2, 3, 0, 1)
+        networks = p if len(model.w0) > 1 or model.n_types == 1 else [0] * len(p)
+        w0 = (model.w0 * model.q_scaler)[networks].transpose(0, 2, 1)
+        bias = np.full(len(p), model.bias)
+        if model.type_bias is not None:
+            bias += model.type_bias[p]
+        nothing = aligned_empty(1)
+        two = model.neurons2 > 0
+        table = model.zbl_pairs()
+        if two:
+            # rows are first-layer neurons, padded to whole vectors of them as b0 is
+            w2 = np.zeros((len(p), padded(model.neurons), model.neurons2))
+            w2[:, : model.neurons] = model.w_hidden2[networks].transpose(0, 2, 1)
+        self.arrays = (
+            pair.ravel(),
+            _lanes_last(c_radial),  # [a, b, k, n]
+            _lanes_last(c_radial.transpose(0, 1, 3, 2)),  # [a, b, n, k]
+            np.ascontiguousarray(c_angular).ravel(),  # [a, b, n, k]
+            _lanes_last(w0),  # [a, d, neuron]
+            _lanes_last(model.b0[networks]),
+            _lanes_last(model.w1[networks]),
+            bias,
+            _lanes_last(w2) if two else nothing,
+            _lanes_last(model.b_hidden2[networks]) if two else nothing,
+            nothing if table is None else np.ascontiguousarray(table[pairs]).ravel(),
+        )
+
+
+class Evaluator:
+    """Evaluates one model; reuses the neighbour list and buffers of the previous call where they fit.
+
+    Not for two threads at once. ``threads`` None: all cores this process may use. Results do not depend on the number of threads or on
+    earlier calls.
+    """
+
+    def __init__(self, model, *, threads: int | None = None, temperature_K: float | None = None):
+        if model.temperature != (temperature_K is not None):
+            raise ValueError(
+                "this model has temperature as an input: temperature_K is required"
+                if model.temperature
+                else "this model has no temperature input: temperature_K must not be given"
+            )
+        self.model = model
+        self.threads = threads
+        self.temperature_K = temperature_K
+        self.neighbors = NeighborList()
+        self._kernel = build_kernel(shape_of(model))
+        self._present = None
+        self._buffers = {}
+
+    def __call__(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False) -> Evaluation:
+        """Energies, forces and virial of ``geometry``; per-site virials and descriptors on request.
+
+        Raises EvaluationError for overlapping sites and non-finite results.
+        """
+        n = len(geometry.positions)
+        if n == 0:
+            raise EvaluationError("there are no sites to evaluate")
+        counts = np.bincount(geometry.types, minlength=self.model.n_types)
+        if geometry.types.min() < 0 or len(counts) > self.model.n_types:
+            raise ValueError(f"types must be between 0 and {self.model.n_types - 1}")
+        present = tuple(np.flatnonzero(counts).tolist())
+        if present != self._present:
+            self._parameters = _Parameters(self.model, present)
+            self._present = present
+        types = (np.cumsum(counts > 0) - 1).astype(np.int32)[geometry.types]
+        n_chunks = min(-(-n // _SITES_PER_CHUNK), _MAX_CHUNKS if n < _MANY_SITES else _FEWER_CHUNKS)
+        chunks = np.linspace(0, n, n_chunks + 1).astype(np.int64)
+        threads = min(self.threads or default_threads(), n_chunks)
+
+        near = self.neighbors
+        near.update(geometry.positions, geometry.cell, geometry.pbc, types, self._parameters.cutoffs, chunks, threads)
+        energies, virial = np.empty(n), np.empty((n_chunks, 9))
+        status = np.zeros((n_chunks, 3), np.int64)
+        force_parts = self._buffer("forces", (n_chunks, n, 3))
+        virial_parts = self._buffer("virials", (n_chunks, n, 9) if virials else (1, 1, 9))
+        q = np.empty((n, self.model.n_descriptor) if descriptors else (0, 0))
+        run_chunks(
+            self._kernel,
+            (near.positions, types, near.seg, near.index, near.code, near.shifts, near.longest, *self._parameters.arrays)
+            + (self.temperature_K or 0.0, chunks, near.touched, virials, descriptors)
+            + (energies, force_parts, virial, virial_parts, q, status),
+            threads,
+        )
+        if status[:, 0].any():
+            _, i, j = status[np.flatnonzero(status[:, 0])[0]]
+            raise EvaluationError(
+                f"sites {min(i, j)} and {max(i, j)} are at the same place" if i != j else f"site {i} is at the place of its own image"
+            )
+        # summing is limited by memory: not worth waking threads for small systems
+        sum_threads = threads if n > 20_000 else 1
+        forces = np.empty((n, 3))
+        run_chunks(sum_chunks, (near.touched, force_parts, forces), sum_threads)
+        per_site = None
+        if virials:
+            per_site = np.empty((n, 9))
+            run_chunks(sum_chunks, (near.touched, virial_parts, per_site), sum_threads)
+            per_site = per_site.reshape(n, 3, 3)
+        if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
+            bad = np.flatnonzero(~(np.isfinite(energies) & np.isfinite(forces).all(axis=1)))[0]
+            raise EvaluationError(
+                f"energy or force of site {bad} is not finite (energy {energies[bad]}, force {forces[bad].tolist()}): "
+                "are sites very close to each other?"
+            )
+        return Evaluation(
+            energies=energies,
+            forces=forces,
+            virial=virial.sum(axis=0).reshape(3, 3),
+            virials=per_site,
+            descriptors=q * self.model.q_scaler if descriptors else None,
+        )
+
+    def _buffer(self, name: str, shape: tuple) -> np.ndarray:
+        # pages that no chunk touches are never written, so the system never has to provide them
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != shape:
+            self._buffers[name] = buffer = np.empty(shape)
+        return buffer
+
+
+def evaluate(
+    model, geometry: Geometry, *, virials=False, descriptors=False, threads: int | None = None, temperature_K: float | None = None
+) -> Evaluation:
+    """Evaluate ``model`` (a :class:`~ase_nepcg.NEPModel`) at ``geometry``: a pure function, see :class:`Evaluation` for the results."""
+    return Evaluator(model, threads=threads, temperature_K=temperature_K)(geometry, virials=virials, descriptors=descriptors)

@@ -1,0 +1,540 @@
+"""The NEP kernel: sums over neighbours -> descriptor -> network -> partial forces -> forces and virials.
+
+For each site i, with neighbours j at ``r_ij = r_j - r_i``, ``r = |r_ij|``, ``u = r_ij / r``::
+
+    q_n      = sum_j g_n(r)                                 radial components
+    s_{n,lm} = sum_j g_n(r) b_lm(u)                         angular sums
+    q_{n,l}  = sum_k w_{l,k} s_{n,lk}^2, ...                angular components (3-body, then many-body)
+    U_i      = w1 . tanh(w0 q - b0) - b1                    site energy
+    f_ij     = dU_i/dr_ij                                   partial force
+    F_i      = sum_j (f_ij - f_ji),  W_j -= r_ij (x) f_ij   force; virial booked on the neighbour
+
+Order of work per site. Neighbours within the cutoff are packed by type, each type padded to full SIMD vectors with dummies at
+``r = rc``, where everything vanishes. Sums run over neighbours first and are contracted with the coefficients after, so the radial
+part costs nothing per (neighbour, n). In the force pass ``sum_n P_n g_n(r)`` is one Chebyshev series per type pair.
+
+Array names: ``near_*`` one value per neighbour within any cutoff, ``ang_*`` per angular neighbour; views (``v_*``) hold vectors.
+Everything that depends on the model's :class:`Shape` is a constant of the compiled kernel; types, neighbours and cutoffs are not.
+
+Sources: Fan et al., J. Chem. Phys. 157, 114801 (2022); virial: Gabourie et al., Phys. Rev. B 103, 205421 (2021).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .basis import angular_basis, chebyshev_series, cutoff
+from .cache import kernel_jit
+from .invariants import QUARTIC, cubic_terms, legendre_tables, three_body_weights
+from .simd import LANES, fetch_add, lanes, load, matvec, padded, row_dots, row_sums, splat, store, vsum, where
+from .zbl import zbl_energy
+
+__all__ = ["PAGE", "PAIR", "Shape", "build_kernel", "sum_chunks"]
+
+# sites per page: force buffers of a chunk are cleared and summed page by page, where the chunk wrote anything
+PAGE = 64
+# columns of the pair table: (larger cutoff)^2, radial rc, 1/rc, angular rc, 1/rc
+PAIR = 5
+# two sites closer than this (in A) have no direction between them
+OVERLAP = 1e-6
+
+inlined = functools.partial(numba.njit, forceinline=True, fastmath={"contract"}, error_model="numpy")
+
+
+class Shape(NamedTuple):
+    """What a kernel is compiled for: numbers of functions (not upper indices)."""
+
+    n_radial: int
+    k_radial: int
+    n_angular: int
+    k_angular: int
+    l_max: int
+    many_body: tuple[str, ...]
+    neurons: int
+    neurons2: int
+    temperature: bool
+    zbl: bool
+
+    @property
+    def n_descriptor(self) -> int:
+        blocks = self.l_max + len(self.many_body)
+        return self.n_radial + self.n_angular * blocks + self.temperature
+
+
+@functools.cache
+def build_kernel(shape: Shape):
+    """The compiled evaluation for one shape: a function that works on chunks of sites until none is left."""
+    NR, KR, NA, KA, L = shape[:5]
+    LM = L * (L + 2)  # number of (l, k)
+    ZS = (L + 1) * (L + 2)  # Z_{l,m} per block; row m = L + 1 stays zero
+    D = shape.n_descriptor
+    QD = D + LANES  # vectors of LANES n are written at once; the last one overhangs
+    NG = padded(NA) // LANES
+    NAP = NG * LANES
+    NRP, KRP = padded(NR), padded(KR)
+    NV = padded(shape.neurons) // LANES
+    N1 = shape.neurons
+    NV2 = padded(shape.neurons2) // LANES
+    TWO_LAYERS = shape.neurons2 > 0
+    TEMPERATURE, HAS_ZBL = shape.temperature, shape.zbl
+    HAS_QUARTIC = "q1111" in shape.many_body
+    recur_a, recur_b, z_slope = legendre_tables(L)
+    weights = three_body_weights(L)
+    # cubic terms of all blocks in one table: block number, three sums, coefficient
+    rows, coefficients = [], []
+    for block, name in enumerate(shape.many_body):
+        if name != "q1111":
+            index, c = cubic_terms(name)
+            rows += [[L + block, *ijk] for ijk in index]
+            coefficients += list(c)
+    cubic = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    cubic_c = np.array(coefficients)
+    N_CUBIC = len(rows)
+    len_many = len(shape.many_body)
+    QUARTIC_BLOCK = L + shape.many_body.index("q1111") if HAS_QUARTIC else 0
+
+    @inlined
+    def scratch(n):
+        raw = np.zeros(n + 8)
+        offset = (-raw.ctypes.data % 64) // 8
+        return raw[offset : offset + n]
+
+    @inlined
+    def collect(i, T, a, positions, seg, index, code, shifts, pair, near, near_j, near_end, cap, status):
+        """Neighbours within the list cutoff: components and r^2 into ``near``, types one after the other, padded."""
+        x0, y0, z0 = positions[i, 0], positions[i, 1], positions[i, 2]
+        n = 0
+        for t in range(T):
+            row = (a * T + t) * PAIR
+            limit = pair[row]
+            for p in range(seg[i, t], seg[i, t + 1]):
+                j = index[p]
+                s = code[p]
+                dx = (positions[j, 0] - x0) + shifts[s, 0]
+                dy = (positions[j, 1] - y0) + shifts[s, 1]
+                dz = (positions[j, 2] - z0) + shifts[s, 2]
+                d2 = dx * dx + dy * dy + dz * dz
+                near[n] = dx
+                near[cap + n] = dy
+                near[2 * cap + n] = dz
+                near[3 * cap + n] = d2
+                near_j[n] = j
+                n += d2 < limit
+                if d2 < OVERLAP * OVERLAP:
+                    status[0] = 1
+                    status[1] = i
+                    status[2] = j
+            near_end[t] = n
+            for p in range(n, -(-n // LANES) * LANES):
+                near[p] = 0.0
+                near[cap + p] = 0.0
+                near[2 * cap + p] = 0.0
+                near[3 * cap + p] = limit
+            n = -(-n // LANES) * LANES
+
+    @inlined
+    def radial_sums(T, a, pair, c_n, near, near_end, cap, rad, sums, total, q):
+        """``q_n = sum_t sum_k d_nk A_k``, ``A_k = sum_j fc T_k(x)``; keeps x, fc', fc dx/dr, fc, 1/r, r in ``rad``."""
+        v_near, v_rad, v_sum = lanes(near, 0), lanes(rad, 0), lanes(sums, 0)
+        step = cap // LANES
+        for n in range(0, NRP, LANES):
+            store(q, n, splat(0.0))
+        begin = 0
+        for t in range(T):
+            stop = -(-near_end[t] // LANES)
+            row = (a * T + t) * PAIR
+            rc, inverse_rc = pair[row + 1], pair[row + 2]
+            for k in range(KRP):
+                v_sum[k] = 0.0
+            for p in range(begin, stop):
+                r = math.sqrt(v_near[3 * step + p])
+                v = where(r, rc, 1.0 - r * inverse_rc, 0.0)
+                fc, dfc = cutoff(v, inverse_rc)
+                x = 2.0 * (v * v) - 1.0
+                v_rad[p] = x
+                v_rad[step + p] = dfc
+                v_rad[2 * step + p] = (-4.0 * inverse_rc) * (v * fc)
+                v_rad[3 * step + p] = fc
+                v_rad[4 * step + p] = 1.0 / r
+                v_rad[5 * step + p] = r
+                x2 = 2.0 * x
+                t0 = fc
+                t1 = x * fc
+                v_sum[0] += t0
+                for k in range(1, KR):
+                    v_sum[k] += t1
+                    t0, t1 = t1, x2 * t1 - t0
+            if stop > begin:
+                for k in range(0, KRP, LANES):
+                    store(total, k, row_sums(v_sum, k))
+                for n in range(0, NRP, LANES):
+                    qn = load(q, n)
+                    for k in range(KR):
+                        qn += total[k] * load(c_n, ((a * T + t) * KR + k) * NRP + n)
+                    store(q, n, qn)
+            begin = stop
+
+    @inlined
+    def angular_functions(T, a, pair, d, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb):
+        """Pack the angular neighbours; ``g_n``, ``dg_n/dr`` and ``b_lm`` of each. ``ang``: unit vector, 1/r, r (0 for dummies)."""
+        m = 0
+        begin = 0
+        for t in range(T):
+            rc = pair[(a * T + t) * PAIR + 3]
+            for p in range(begin, near_end[t]):
+                r = rad[5 * cap + p]
+                inverse_r = rad[4 * cap + p]
+                ang[m] = near[p] * inverse_r
+                ang[cap + m] = near[cap + p] * inverse_r
+                ang[2 * cap + m] = near[2 * cap + p] * inverse_r
+                ang[3 * cap + m] = inverse_r
+                ang[4 * cap + m] = r
+                ang_near[m] = p
+                m += r < rc
+            begin = -(-near_end[t] // LANES) * LANES
+            ang_end[t] = m
+            for p in range(m, -(-m // LANES) * LANES):
+                for c in range(4):
+                    ang[c * cap + p] = 0.0
+                ang[4 * cap + p] = rc
+            m = -(-m // LANES) * LANES
+
+        v_ang, v_g, v_dg, v_t = lanes(ang, 0), lanes(g, 0), lanes(dg, 0), lanes(cheb, 0)
+        v_b, v_z = lanes(b, 0), lanes(zlm, 0)
+        step = cap // LANES
+        begin = 0
+        for t in range(T):
+            stop = -(-ang_end[t] // LANES)
+            row = (a * T + t) * PAIR
+            rc, inverse_rc = pair[row + 3], pair[row + 4]
+            for p in range(begin, stop):
+                r = v_ang[4 * step + p]
+                v = where(r, rc, 1.0 - r * inverse_rc, 0.0)
+                fc, dfc = cutoff(v, inverse_rc)
+                x = 2.0 * (v * v) - 1.0
+                fdx = (-4.0 * inverse_rc) * (v * fc)
+                x2 = 2.0 * x
+                t0, t1 = 0.0 * x + 1.0, x
+                u0, u1 = 0.0 * x, 0.0 * x + 1.0
+                for k in range(1, KA):
+                    v_t[2 * k] = t1
+                    v_t[2 * k + 1] = u1
+                    u0, u1 = u1, 2.0 * t1 + x2 * u1 - u0
+                    t0, t1 = t1, x2 * t1 - t0
+                for n in range(NA):
+                    first = ((a * T + t) * NA + n) * KA
+                    s = 0.0 * x + d[first]
+                    ds = 0.0 * x
+                    for k in range(1, KA):
+                        c = d[first + k]
+                        s += c * v_t[2 * k]
+                        ds += c * v_t[2 * k + 1]
+                    v_g[p * NAP + n] = fc * s
+                    v_dg[p * NAP + n] = dfc * s + fdx * ds
+                angular_basis(v_ang[p], v_ang[step + p], v_ang[2 * step + p], L, recur_a, recur_b, v_b, p * LM, v_z, p * ZS)
+            begin = stop
+        return begin
+
+    @inlined
+    def invariants(blocks, b, g, s, q):
+        """``s_{n,lm}`` (lanes: n) and the angular components of the descriptor."""
+        v_b, v_g, v_s = lanes(b, 0), lanes(g, 0), lanes(s, 0)
+        for lm in range(LM):
+            for n in range(NG):
+                v_s[lm * NG + n] = row_dots(v_b, lm, LM, v_g, n * LANES, NAP, 1, blocks)
+        for l in range(1, L + 1):  # noqa: E741
+            for n in range(NG):
+                ql = splat(0.0)
+                for lm in range(l * l - 1, l * l + 2 * l):
+                    ql += weights[lm] * (v_s[lm * NG + n] * v_s[lm * NG + n])
+                store(q, NR + (l - 1) * NA + n * LANES, ql)
+        for block in range(L, L + len_many):
+            for n in range(NG):
+                value = splat(0.0)
+                if HAS_QUARTIC and block == QUARTIC_BLOCK:
+                    v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
+                    value = QUARTIC * (v2 * v2)
+                else:
+                    for m in range(N_CUBIC):
+                        if cubic[m, 0] == block:
+                            i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
+                            value += cubic_c[m] * (v_s[i] * v_s[j] * v_s[k])
+                store(q, NR + block * NA + n * LANES, value)
+
+    @inlined
+    def network(a, q, w0, b0, w1, b1, w2, b2, h, y, P):
+        """Site energy ``U`` and ``P_d = dU/dq_d``. The scaler is folded into ``w0``; padded neurons have zero weights."""
+        v_w0, v_h, v_y = lanes(w0, 0), lanes(h, 0), lanes(y, 0)
+        for v in range(NV):
+            v_h[v] = -load(b0, (a * NV + v) * LANES)
+        matvec(v_w0, a * D * NV, q, 0, D, v_h, NV)
+        U = splat(0.0)
+        if TWO_LAYERS:
+            v_w2, v_h2 = lanes(w2, 0), lanes(h, NV * LANES)
+            for v in range(NV):
+                v_h[v] = math.tanh(v_h[v])
+            for v in range(NV2):
+                v_h2[v] = -load(b2, (a * NV2 + v) * LANES)
+            matvec(v_w2, a * NV * LANES * NV2, h, 0, N1, v_h2, NV2)
+            for v in range(NV2):
+                out = math.tanh(v_h2[v])
+                w = load(w1, (a * NV2 + v) * LANES)
+                U += w * out
+                v_h2[v] = w * (1.0 - out * out)
+            for v in range(NV):
+                back = row_dots(v_h2, 0, 1, v_w2, (a * NV + v) * LANES * NV2, 1, NV2, NV2)
+                v_y[v] = back * (1.0 - v_h[v] * v_h[v])
+        else:
+            for v in range(NV):
+                out = math.tanh(v_h[v])
+                w = load(w1, (a * NV + v) * LANES)
+                U += w * out
+                v_y[v] = w * (1.0 - out * out)
+        for d in range(0, D, LANES):
+            store(P, d, row_dots(v_y, 0, 1, v_w0, (a * D + d) * NV, 1, NV, NV))
+        return vsum(U) - b1[a]
+
+    @inlined
+    def adjoint(s, P, S):
+        """``S_{n,lm} = dU/ds_{n,lm}`` (lanes: n)."""
+        v_s, v_S = lanes(s, 0), lanes(S, 0)
+        for l in range(1, L + 1):  # noqa: E741
+            for n in range(NG):
+                dq = 2.0 * load(P, NR + (l - 1) * NA + n * LANES)
+                for lm in range(l * l - 1, l * l + 2 * l):
+                    v_S[lm * NG + n] = (weights[lm] * v_s[lm * NG + n]) * dq
+        for n in range(NG):
+            if HAS_QUARTIC:
+                v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
+                dv2 = (4.0 * QUARTIC) * (v2 * load(P, NR + QUARTIC_BLOCK * NA + n * LANES))
+                for lm in range(3):
+                    v_S[lm * NG + n] += dv2 * v_s[lm * NG + n]
+            for m in range(N_CUBIC):
+                dq = cubic_c[m] * load(P, NR + cubic[m, 0] * NA + n * LANES)
+                i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
+                si, sj, sk = v_s[i], v_s[j], v_s[k]
+                v_S[i] += dq * (sj * sk)
+                v_S[j] += dq * (si * sk)
+                v_S[k] += dq * (si * sj)
+
+    @inlined
+    def radial_forces(T, a, d, near, near_end, cap, rad, P, series, f):
+        """``f = (sum_n P_n g_n') u``, with ``sum_n P_n g_n = fc p(x)`` one Chebyshev series per neighbour type."""
+        v_near, v_rad, v_f = lanes(near, 0), lanes(rad, 0), lanes(f, 0)
+        step = cap // LANES
+        begin = 0
+        for t in range(T):
+            stop = -(-near_end[t] // LANES)
+            if stop > begin:
+                for k in range(0, KRP, LANES):
+                    e = splat(0.0)
+                    for n in range(NR):
+                        e += P[n] * load(d, ((a * T + t) * NR + n) * KRP + k)
+                    store(series, k, e)
+                for p in range(begin, stop):
+                    s, ds = chebyshev_series(series, 0, KR, v_rad[p])
+                    force = (v_rad[step + p] * s + v_rad[2 * step + p] * ds) * v_rad[4 * step + p]
+                    v_f[p] = force * v_near[p]
+                    v_f[step + p] = force * v_near[step + p]
+                    v_f[2 * step + p] = force * v_near[2 * step + p]
+            begin = stop
+
+    @inlined
+    def angular_forces(T, blocks, ang, ang_near, ang_end, cap, g, dg, zlm, S, fa, f):
+        """``f = sum_{n,lm} S [g' b u + (g/r) (grad b - (u . grad b) u)]``, added to ``f`` of the near neighbours.
+
+        For each m the sums over l of Q = sum_n S g come first (alpha: cosine part, beta: sine part), then the powers of x + iy.
+        """
+        v_ang, v_g, v_dg, v_z, v_f = lanes(ang, 0), lanes(g, 0), lanes(dg, 0), lanes(zlm, 0), lanes(fa, 0)
+        step = cap // LANES
+        for p in range(blocks):
+            x, y, z = v_ang[p], v_ang[step + p], v_ang[2 * step + p]
+            zero = 0.0 * z
+            radial = gx = gy = gz = zero
+            cosine, sine = zero + 1.0, zero  # Re, Im of (x + iy)^m
+            cosine1, sine1 = zero, zero  # of (x + iy)^(m-1)
+            for m in range(L + 1):
+                alpha = alpha_r = alpha_z = beta = beta_r = beta_z = zero
+                for l in range(max(m, 1), L + 1):  # noqa: E741
+                    zz = v_z[p * ZS + m * (L + 1) + l]
+                    dz = z_slope[l, m] * v_z[p * ZS + (m + 1) * (L + 1) + l]
+                    lm = l * l - 1 + max(2 * m - 1, 0)
+                    Q = dQ = zero
+                    for n in range(NA):
+                        Sn = S[lm * NAP + n]
+                        Q += Sn * v_g[p * NAP + n]
+                        dQ += Sn * v_dg[p * NAP + n]
+                    alpha += Q * zz
+                    alpha_r += dQ * zz
+                    alpha_z += Q * dz
+                    if m > 0:
+                        Q = dQ = zero
+                        for n in range(NA):
+                            Sn = S[(lm + 1) * NAP + n]
+                            Q += Sn * v_g[p * NAP + n]
+                            dQ += Sn * v_dg[p * NAP + n]
+                        beta += Q * zz
+                        beta_r += dQ * zz
+                        beta_z += Q * dz
+                radial += alpha_r * cosine + beta_r * sine
+                gz += alpha_z * cosine + beta_z * sine
+                gx += m * (alpha * cosine1 + beta * sine1)
+                gy += m * (beta * cosine1 - alpha * sine1)
+                cosine1, sine1 = cosine, sine
+                cosine, sine = x * cosine - y * sine, x * sine + y * cosine
+            inverse_r = v_ang[3 * step + p]
+            along = radial - inverse_r * (gx * x + gy * y + gz * z)
+            v_f[p] = along * x + inverse_r * gx
+            v_f[step + p] = along * y + inverse_r * gy
+            v_f[2 * step + p] = along * z + inverse_r * gz
+        begin = 0
+        for t in range(T):
+            for p in range(begin, ang_end[t]):
+                j = ang_near[p]
+                f[j] += fa[p]
+                f[cap + j] += fa[cap + p]
+                f[2 * cap + j] += fa[2 * cap + p]
+            begin = -(-ang_end[t] // LANES) * LANES
+
+    @inlined
+    def zbl(T, a, table, ang, ang_near, ang_end, cap, f):
+        """Half of the repulsion of each pair: energy of this site, force into ``f``."""
+        energy = 0.0
+        begin = 0
+        for t in range(T):
+            row = (a * T + t) * 10
+            for p in range(begin, ang_end[t]):
+                r = ang[4 * cap + p]
+                if r < table[row + 1]:
+                    value, slope = zbl_energy(r, table, row)
+                    energy += 0.5 * value
+                    j = ang_near[p]
+                    f[j] += 0.5 * slope * ang[p]
+                    f[cap + j] += 0.5 * slope * ang[cap + p]
+                    f[2 * cap + j] += 0.5 * slope * ang[2 * cap + p]
+            begin = -(-ang_end[t] // LANES) * LANES
+        return energy
+
+    @inlined
+    def book(i, T, near, near_j, near_end, cap, f, forces, virial, virials, per_site):
+        """``F_i += f_ij``, ``F_j -= f_ij``, total virial and, on request, ``W_j -= r_ij (x) f_ij``."""
+        v_near, v_f = lanes(near, 0), lanes(f, 0)
+        step = cap // LANES
+        stop = -(-near_end[T - 1] // LANES)
+        fx = fy = fz = splat(0.0)
+        xx = xy = xz = yx = yy = yz = zx = zy = zz = splat(0.0)
+        for p in range(stop):
+            dx, dy, dz = v_near[p], v_near[step + p], v_near[2 * step + p]
+            px, py, pz = v_f[p], v_f[step + p], v_f[2 * step + p]
+            fx, fy, fz = fx + px, fy + py, fz + pz
+            xx, xy, xz = xx + dx * px, xy + dx * py, xz + dx * pz
+            yx, yy, yz = yx + dy * px, yy + dy * py, yz + dy * pz
+            zx, zy, zz = zx + dz * px, zy + dz * py, zz + dz * pz
+        forces[i, 0] += vsum(fx)
+        forces[i, 1] += vsum(fy)
+        forces[i, 2] += vsum(fz)
+        virial[0] -= vsum(xx)
+        virial[1] -= vsum(xy)
+        virial[2] -= vsum(xz)
+        virial[3] -= vsum(yx)
+        virial[4] -= vsum(yy)
+        virial[5] -= vsum(yz)
+        virial[6] -= vsum(zx)
+        virial[7] -= vsum(zy)
+        virial[8] -= vsum(zz)
+        begin = 0
+        for t in range(T):
+            for p in range(begin, near_end[t]):
+                j = near_j[p]
+                forces[j, 0] -= f[p]
+                forces[j, 1] -= f[cap + p]
+                forces[j, 2] -= f[2 * cap + p]
+            if per_site:
+                for p in range(begin, near_end[t]):
+                    j = near_j[p]
+                    for c in range(3):
+                        for e in range(3):
+                            virials[j, 3 * c + e] -= near[c * cap + p] * f[e * cap + p]
+            begin = -(-near_end[t] // LANES) * LANES
+
+    @kernel_jit(shape)
+    def nep_sites(
+        counter, positions, types, seg, index, code, shifts, longest,
+        pair, d_n, d_k, d_a, w0, b0, w1, b1, w2, b2, zbl_table, temperature,
+        chunks, touched, per_site, with_q,
+        energies, forces, virial, virials, descriptors, status,
+    ):  # fmt: skip
+        T = seg.shape[1] - 1
+        cap = -(-longest // LANES) * LANES + T * LANES
+        blocks = cap // LANES
+        near, rad, ang = scratch(4 * cap), scratch(6 * cap), scratch(5 * cap)
+        f, fa = scratch(3 * cap), scratch(3 * cap)
+        near_j, ang_near = np.zeros(cap, np.int64), np.zeros(cap, np.int64)
+        near_end, ang_end = np.zeros(T, np.int64), np.zeros(T, np.int64)
+        g, dg, b = scratch(blocks * NAP * LANES), scratch(blocks * NAP * LANES), scratch(blocks * LM * LANES)
+        zlm, cheb = scratch(blocks * ZS * LANES), scratch(2 * KA * LANES + 2 * LANES)
+        sums, total, series = scratch(KRP * LANES), scratch(KRP), scratch(KRP)
+        s, S = scratch(LM * NAP), scratch(LM * NAP)
+        q, P = scratch(QD + NAP), scratch(QD + NAP)
+        h, y = scratch((NV + NV2) * LANES), scratch(NV * LANES)
+        chunk = fetch_add(counter, 0, 1)
+        while chunk < chunks.size - 1:
+            begin, end = chunks[chunk], chunks[chunk + 1]
+            for page in range(touched.shape[1]):
+                if touched[chunk, page]:
+                    for j in range(page * PAGE, min((page + 1) * PAGE, positions.shape[0])):
+                        for c in range(3):
+                            forces[chunk, j, c] = 0.0
+                        if per_site:
+                            for c in range(9):
+                                virials[chunk, j, c] = 0.0
+            for c in range(9):
+                virial[chunk, c] = 0.0
+            for i in range(begin, end):
+                a = types[i]
+                collect(i, T, a, positions, seg, index, code, shifts, pair, near, near_j, near_end, cap, status[chunk])
+                radial_sums(T, a, pair, d_n, near, near_end, cap, rad, sums, total, q)
+                n_blocks = angular_functions(
+                    T, a, pair, d_a, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb
+                )
+                invariants(n_blocks, b, g, s, q)
+                if TEMPERATURE:
+                    q[D - 1] = temperature
+                energy = network(a, q, w0, b0, w1, b1, w2, b2, h, y, P)
+                adjoint(s, P, S)
+                radial_forces(T, a, d_k, near, near_end, cap, rad, P, series, f)
+                angular_forces(T, n_blocks, ang, ang_near, ang_end, cap, g, dg, zlm, S, fa, f)
+                if HAS_ZBL:
+                    energy += zbl(T, a, zbl_table, ang, ang_near, ang_end, cap, f)
+                virials_here = virials[chunk] if per_site else virials[0]
+                book(i, T, near, near_j, near_end, cap, f, forces[chunk], virial[chunk], virials_here, per_site)
+                energies[i] = energy
+                if with_q:
+                    for m in range(D):
+                        descriptors[i, m] = q[m]
+            chunk = fetch_add(counter, 0, 1)
+
+    return nep_sites
+
+
+@kernel_jit()
+def sum_chunks(counter, touched, buffers, out):
+    """``out[i] = sum over chunks of buffers[chunk, i]`` in the order of the chunks, for pages that the chunk wrote to."""
+    pages = touched.shape[1]
+    page = fetch_add(counter, 0, 1)
+    while page < pages:
+        begin, end = page * PAGE, min((page + 1) * PAGE, out.shape[0])
+        for i in range(begin, end):
+            for c in range(out.shape[1]):
+                out[i, c] = 0.0
+        for chunk in range(touched.shape[0]):
+            if touched[chunk, page]:
+                for i in range(begin, end):
+                    for c in range(out.shape[1]):
+                        out[i, c] += buffers[chunk, i, c]
+        page = fetch_add(counter, 0, 1)

@@ -1,0 +1,567 @@
+"""Explicit SIMD for Numba kernels: a number type ``Vec`` of ``LANES`` doubles.
+
+A kernel written with ``Vec`` reads like scalar code: ``+ - * /``, comparison through :func:`where`, ``abs``, ``math.sqrt``,
+``math.exp`` and ``math.tanh`` work lane by lane, and scalars mix in freely. The same formulas (``basis.py``) therefore run on vectors here and
+on plain floats elsewhere (CUDA threads, tests). Compared with loops left to the auto-vectoriser the code is vectorised for
+certain, needs no reassociation of sums (so results are reproducible) and compiles several times faster.
+
+==================  ================================================================================
+name                meaning
+==================  ================================================================================
+``LANES``           doubles per vector: 8 where the CPU has AVX-512, else 4
+``lanes(a, i)``     view of array ``a`` from element ``i`` on as vectors: ``v = lanes(a, 0); v[t]``
+                    is ``a[t*LANES:(t+1)*LANES]``; read and written with ``v[t]``
+``load, store``     one vector at any element offset of an array
+``splat(x)``        vector with all lanes equal to ``x``
+``vsum(v)``         sum of the lanes (fixed tree order)
+``row_dots``        LANES dot products at once, see its docstring
+``matvec``          small dense matrix times vector with all accumulators in registers
+==================  ================================================================================
+
+Views do not keep their array alive: the array must outlive the view.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.core.typing.templates import signature as make_signature
+from numba import literal_unroll
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model
+
+__all__ = [
+    "LANES",
+    "Vec",
+    "aligned_empty",
+    "exp2_int",
+    "fetch_add",
+    "lanes",
+    "load",
+    "matvec",
+    "padded",
+    "row_dots",
+    "row_sums",
+    "splat",
+    "store",
+    "vsum",
+    "where",
+]
+
+
+def _host_lanes() -> int:
+    # the features Numba compiles for, which NUMBA_CPU_NAME may restrict
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return 8 if "+avx512f" in features else 4
+
+
+LANES = _host_lanes()
+# contract: a*b + c may become one fused operation; nothing else may be reordered, NaN stays NaN
+_FLAGS = ("contract",)
+_DOUBLE = ir.DoubleType()
+_INT64 = ir.IntType(64)
+_VEC = ir.VectorType(_DOUBLE, LANES)
+_IVEC = ir.VectorType(_INT64, LANES)
+
+
+def padded(n: int) -> int:
+    """Smallest multiple of ``LANES`` that is at least ``n``."""
+    return -(-n // LANES) * LANES
+
+
+def aligned_empty(shape) -> np.ndarray:
+    """Uninitialised float64 array whose data start on a 64-byte boundary, so that no vector straddles cache lines."""
+    size = int(np.prod(shape))
+    raw = np.empty(size + 8)
+    offset = (-raw.ctypes.data % 64) // 8
+    return raw[offset : offset + size].reshape(shape)
+
+
+class VecType(types.Type):
+    def __init__(self):
+        super().__init__(name=f"Vec{LANES}")
+
+
+class VecViewType(types.Type):
+    def __init__(self):
+        super().__init__(name=f"VecView{LANES}")
+
+
+Vec = VecType()
+VecView = VecViewType()
+
+
+@register_model(VecType)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _VEC)
+
+
+@register_model(VecViewType)
+class _VecViewModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _DOUBLE.as_pointer())
+
+
+# --- building blocks in LLVM IR ------------------------------------------------------------------------------------
+
+
+def _splat(builder, x):
+    first = builder.insert_element(ir.Constant(_VEC, ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        first, ir.Constant(_VEC, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    )
+
+
+def _as_vec(context, builder, value, ty):
+    if isinstance(ty, VecType):
+        return value
+    return _splat(builder, context.cast(builder, value, ty, types.float64))
+
+
+def _shuffle(builder, a, b, mask):
+    n = len(mask)
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), n), list(mask)))
+
+
+def _load(builder, pointer):
+    pointer = builder.bitcast(pointer, _VEC.as_pointer())
+    return builder.load(pointer, align=8)
+
+
+def _store(builder, value, pointer):
+    pointer = builder.bitcast(pointer, _VEC.as_pointer())
+    builder.store(value, pointer, align=8)
+
+
+def _multiply_add(builder, a, b, c):
+    return builder.fadd(builder.fmul(a, b, flags=_FLAGS), c, flags=_FLAGS)
+
+
+def _sum_lanes(builder, v):
+    width = LANES
+    while width > 1:
+        half = width // 2
+        low = _shuffle(builder, v, v, range(half))
+        high = _shuffle(builder, v, v, range(half, width))
+        v = builder.fadd(low, high)
+        width = half
+    return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+
+def _sum_rows(builder, rows):
+    """Vector whose lane w is the sum of the lanes of ``rows[w]``: a transposition that adds as it goes."""
+    rows = list(rows)
+    width = 1
+    while len(rows) > 1:
+        merged = []
+        for a, b in zip(rows[::2], rows[1::2], strict=True):
+            even = [i for i in range(2 * LANES) if (i % LANES) // width % 2 == 0]
+            odd = [i for i in range(2 * LANES) if (i % LANES) // width % 2 == 1]
+            # keep groups interleaved: group g of a next to group g of b
+            order_even, order_odd = _interleave(even, width), _interleave(odd, width)
+            merged.append(
+                builder.fadd(_shuffle(builder, a, b, order_even), _shuffle(builder, a, b, order_odd))
+            )
+        rows = merged
+        width *= 2
+    return rows[0]
+
+
+def _interleave(lanes_of_both, width):
+    half = len(lanes_of_both) // 2
+    a, b = lanes_of_both[:half], lanes_of_both[half:]
+    order = []
+    for start in range(0, half, width):
+        order += a[start : start + width] + b[start : start + width]
+    return order
+
+
+# --- operators -----------------------------------------------------------------------------------------------------
+
+
+def _is_number(ty):
+    return isinstance(ty, VecType | types.Float | types.Integer)
+
+
+def _binary(*ops, emit):
+    for op in ops:
+
+        class Template(AbstractTemplate):
+            def generic(self, args, kws):
+                if len(args) == 2 and any(isinstance(a, VecType) for a in args) and all(map(_is_number, args)):
+                    return make_signature(Vec, *(a if isinstance(a, VecType) else types.float64 for a in args))
+                return None
+
+        infer_global(op)(Template)
+
+        def lower(context, builder, sig, args):
+            a, b = (_as_vec(context, builder, v, t) for v, t in zip(args, sig.args, strict=True))
+            return emit(builder, a, b)
+
+        lower_builtin(op, VecType, VecType)(lower)
+        lower_builtin(op, VecType, types.float64)(lower)
+        lower_builtin(op, types.float64, VecType)(lower)
+
+
+_binary(operator.add, operator.iadd, emit=lambda builder, a, b: builder.fadd(a, b, flags=_FLAGS))
+_binary(operator.sub, operator.isub, emit=lambda builder, a, b: builder.fsub(a, b, flags=_FLAGS))
+_binary(operator.mul, operator.imul, emit=lambda builder, a, b: builder.fmul(a, b, flags=_FLAGS))
+_binary(operator.truediv, operator.itruediv, emit=lambda builder, a, b: builder.fdiv(a, b))
+
+
+def _unary(op, emit):
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 1 and isinstance(args[0], VecType):
+                return make_signature(Vec, Vec)
+            return None
+
+    infer_global(op)(Template)
+
+    @lower_builtin(op, VecType)
+    def lower(context, builder, sig, args):
+        return emit(builder, args[0])
+
+
+def _llvm_unary(name):
+    def emit(builder, v):
+        # llvmlite has no short name for vector types, so the overload is spelled out
+        fn = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VEC, [_VEC]), f"{name}.v{LANES}f64")
+        return builder.call(fn, [v])
+
+    return emit
+
+
+_unary(operator.neg, lambda builder, v: builder.fneg(v))
+_unary(math.sqrt, _llvm_unary("llvm.sqrt"))
+_unary(abs, _llvm_unary("llvm.fabs"))
+
+
+class _GetItem(AbstractTemplate):
+    def generic(self, args, kws):
+        if len(args) == 2 and isinstance(args[0], VecViewType) and isinstance(args[1], types.Integer):
+            return make_signature(Vec, VecView, types.intp)
+        return None
+
+
+class _SetItem(AbstractTemplate):
+    def generic(self, args, kws):
+        if len(args) == 3 and isinstance(args[0], VecViewType) and isinstance(args[1], types.Integer):
+            value = args[2] if isinstance(args[2], VecType) else types.float64
+            return make_signature(types.none, VecView, types.intp, value)
+        return None
+
+
+infer_global(operator.getitem)(_GetItem)
+infer_global(operator.setitem)(_SetItem)
+
+
+def _element(builder, base, index):
+    return builder.gep(base, [builder.mul(index, ir.Constant(_INT64, LANES))], source_etype=_DOUBLE)
+
+
+@lower_builtin(operator.getitem, VecViewType, types.intp)
+def _getitem(context, builder, sig, args):
+    return _load(builder, _element(builder, args[0], args[1]))
+
+
+@lower_builtin(operator.setitem, VecViewType, types.intp, VecType)
+@lower_builtin(operator.setitem, VecViewType, types.intp, types.float64)
+def _setitem(context, builder, sig, args):
+    _store(builder, _as_vec(context, builder, args[2], sig.args[2]), _element(builder, args[0], args[1]))
+    return context.get_dummy_value()
+
+
+# --- functions -----------------------------------------------------------------------------------------------------
+
+
+def _array_pointer(context, builder, array_type, array, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index], source_etype=_DOUBLE)
+
+
+def _is_double_array(ty):
+    return isinstance(ty, types.Array) and ty.ndim == 1 and ty.dtype == types.float64 and ty.layout == "C"
+
+
+@intrinsic
+def lanes(typingctx, array, start):
+    """View of the 1-D float64 array from element ``start`` on as vectors."""
+    if not _is_double_array(array):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return _array_pointer(context, builder, sig.args[0], args[0], args[1])
+
+    return VecView(array, types.intp), codegen
+
+
+@intrinsic
+def load(typingctx, array, start):
+    """The vector ``array[start : start + LANES]``."""
+    if not _is_double_array(array):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return _load(builder, _array_pointer(context, builder, sig.args[0], args[0], args[1]))
+
+    return Vec(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, start, value):
+    """``array[start : start + LANES] = value``."""
+    if not _is_double_array(array):
+        return None
+
+    def codegen(context, builder, sig, args):
+        _store(builder, args[2], _array_pointer(context, builder, sig.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, Vec), codegen
+
+
+@intrinsic
+def splat(typingctx, x):
+    """Vector with all lanes equal to the number ``x``."""
+
+    def codegen(context, builder, sig, args):
+        return _splat(builder, args[0])
+
+    return Vec(types.float64), codegen
+
+
+@intrinsic
+def vsum(typingctx, v):
+    """Sum of the lanes, as a binary tree (halves are added until one lane is left)."""
+
+    def codegen(context, builder, sig, args):
+        return _sum_lanes(builder, args[0])
+
+    return types.float64(Vec), codegen
+
+
+@intrinsic
+def where(typingctx, a, b, if_less, otherwise):
+    """Lane by lane ``if_less`` where ``a < b``, else ``otherwise`` (also where a or b is NaN)."""
+
+    def codegen(context, builder, sig, args):
+        a, b, x, y = (_as_vec(context, builder, v, t) for v, t in zip(args, sig.args, strict=True))
+        return builder.select(builder.fcmp_ordered("<", a, b), x, y)
+
+    return Vec(*(t if isinstance(t, VecType) else types.float64 for t in (a, b, if_less, otherwise))), codegen
+
+
+@intrinsic
+def _round(typingctx, v):
+    """Nearest integer, ties to even."""
+    return Vec(Vec), lambda context, builder, sig, args: _llvm_unary("llvm.rint")(builder, args[0])
+
+
+@intrinsic
+def exp2_int(typingctx, v):
+    """``2.0 ** round(v)`` for ``|v| < 1000``: the rounded number is shifted into the exponent bits."""
+
+    def codegen(context, builder, sig, args):
+        # adding 1.5 * 2^52 leaves round(v) in the low bits of the mantissa
+        magic = _splat(builder, ir.Constant(_DOUBLE, 1.5 * 2.0**52))
+        bits = builder.bitcast(builder.fadd(args[0], magic), _IVEC)
+        shift = ir.Constant(_IVEC, [52] * LANES)
+        one = ir.Constant(_IVEC, [1023 << 52] * LANES)
+        return builder.bitcast(builder.add(builder.shl(bits, shift), one), _VEC)
+
+    return Vec(Vec), codegen
+
+
+@intrinsic
+def _copysign(typingctx, magnitude, sign):
+    def codegen(context, builder, sig, args):
+        name = f"llvm.copysign.v{LANES}f64"
+        fn = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VEC, [_VEC, _VEC]), name)
+        return builder.call(fn, args)
+
+    return Vec(Vec, Vec), codegen
+
+
+# exp(f) for |f| <= ln(2)/2: Chebyshev interpolation of degree 11, error 3e-18; index = power of f
+_EXP = (
+    1.0,
+    1.0,
+    0.5000000000000019,
+    0.1666666666666668,
+    0.04166666666648795,
+    0.008333333333319589,
+    0.0013888888952352863,
+    0.00019841269890076403,
+    2.4801485441561313e-05,
+    2.755724088722987e-06,
+    2.763265472252779e-07,
+    2.5110049204818658e-08,
+)
+_LOG2_E = 1.4426950408889634
+# ln 2 = high + low; the high part has 32 bits, so that k * high is exact
+_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+
+
+@overload(math.exp)
+def _exp(x):
+    """exp(x) for |x| < 700 to about 1e-16 relative: ``2^k exp(f)`` with ``x = k ln 2 + f``."""
+    if not isinstance(x, VecType):
+        return None
+
+    def exp(x):
+        k = _round(x * _LOG2_E)
+        f = (x - k * _LN2_HIGH) - k * _LN2_LOW
+        p = splat(_EXP[11])
+        for i in literal_unroll((10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)):
+            p = p * f + _EXP[i]
+        return p * exp2_int(k)
+
+    return exp
+
+
+@overload(math.tanh)
+def _tanh(x):
+    """tanh(x) to about 1e-16 absolute: ``(1 - e) / (1 + e)`` with ``e = exp(-2|x|)``."""
+    if not isinstance(x, VecType):
+        return None
+
+    def tanh(x):
+        # beyond 20 tanh is 1 in double precision; NaN passes the comparison
+        size = where(20.0, abs(x), 20.0, abs(x))
+        e = math.exp(-2.0 * size)
+        return _copysign((1.0 - e) / (1.0 + e), x)
+
+    return tanh
+
+
+@intrinsic
+def row_dots(typingctx, a, a_first, a_step, b, b_first, b_step, b_row, n):
+    """LANES dot products that share one factor.
+
+    Lane w of the result is ``sum over t < n and all lanes of a[a_first + t a_step] * b[b_first + t b_step + w b_row]``
+    with ``a`` and ``b`` views and all indices counted in vectors. All accumulators stay in registers; the final sums over
+    lanes are one transposition.
+    """
+    if not (isinstance(a, VecViewType) and isinstance(b, VecViewType)):
+        return None
+
+    def codegen(context, builder, sig, args):
+        a, a_first, a_step, b, b_first, b_step, b_row, n = args
+        zero = ir.Constant(_VEC, [0.0] * LANES)
+        entry = builder.block
+        loop = builder.append_basic_block("row_dots.loop")
+        done = builder.append_basic_block("row_dots.done")
+        a0 = _element(builder, a, a_first)
+        b0 = _element(builder, b, b_first)
+        builder.cbranch(builder.icmp_signed(">", n, ir.Constant(_INT64, 0)), loop, done)
+        builder.position_at_end(loop)
+        t = builder.phi(_INT64)
+        sums = [builder.phi(_VEC) for _ in range(LANES)]
+        t.add_incoming(ir.Constant(_INT64, 0), entry)
+        factor = _load(builder, _element(builder, a0, builder.mul(t, a_step)))
+        row = _element(builder, b0, builder.mul(t, b_step))
+        new = []
+        for w in range(LANES):
+            value = _load(builder, _element(builder, row, builder.mul(b_row, ir.Constant(_INT64, w))))
+            new.append(_multiply_add(builder, factor, value, sums[w]))
+        t_next = builder.add(t, ir.Constant(_INT64, 1))
+        t.add_incoming(t_next, loop)
+        for w in range(LANES):
+            sums[w].add_incoming(zero, entry)
+            sums[w].add_incoming(new[w], loop)
+        builder.cbranch(builder.icmp_signed("<", t_next, n), loop, done)
+        builder.position_at_end(done)
+        final = []
+        for w in range(LANES):
+            phi = builder.phi(_VEC)
+            phi.add_incoming(zero, entry)
+            phi.add_incoming(new[w], loop)
+            final.append(phi)
+        return _sum_rows(builder, final)
+
+    index = types.intp
+    return Vec(VecView, index, index, VecView, index, index, index, index), codegen
+
+
+@intrinsic
+def row_sums(typingctx, view, first):
+    """Vector whose lane w is the sum of the lanes of ``view[first + w]``."""
+
+    def codegen(context, builder, sig, args):
+        base = _element(builder, args[0], args[1])
+        return _sum_rows(builder, [_load(builder, _element(builder, base, ir.Constant(_INT64, w))) for w in range(LANES)])
+
+    return Vec(VecView, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
+    """``out[c] += sum over d < n of x[x_first + d] * matrix[first + d columns + c]`` for all vectors ``c < columns``.
+
+    ``matrix`` and ``out`` are views (indices in vectors), ``x`` a float64 array of scalars, ``columns`` a compile-time
+    constant. Up to 12 accumulators are kept in registers at a time.
+    """
+    if not isinstance(columns, types.IntegerLiteral):
+        return None
+    n_columns = columns.literal_value
+    group = 12
+
+    def codegen(context, builder, sig, args):
+        matrix, first, x, x_first, n, out, _ = args
+        x0 = _array_pointer(context, builder, sig.args[2], x, x_first)
+        matrix0 = _element(builder, matrix, first)
+        stride = ir.Constant(_INT64, n_columns * LANES)
+        for start in range(0, n_columns, group):
+            width = min(group, n_columns - start)
+            targets = [_element(builder, out, ir.Constant(_INT64, start + c)) for c in range(width)]
+            initial = [_load(builder, p) for p in targets]
+            entry = builder.block
+            loop = builder.append_basic_block("matvec.loop")
+            done = builder.append_basic_block("matvec.done")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            d = builder.phi(_INT64)
+            sums = [builder.phi(_VEC) for _ in range(width)]
+            d.add_incoming(ir.Constant(_INT64, 0), entry)
+            factor = _splat(builder, builder.load(builder.gep(x0, [d], source_etype=_DOUBLE)))
+            row = builder.gep(matrix0, [builder.mul(d, stride)], source_etype=_DOUBLE)
+            new = []
+            for c in range(width):
+                value = _load(builder, _element(builder, row, ir.Constant(_INT64, start + c)))
+                new.append(_multiply_add(builder, factor, value, sums[c]))
+            d_next = builder.add(d, ir.Constant(_INT64, 1))
+            d.add_incoming(d_next, loop)
+            for c in range(width):
+                sums[c].add_incoming(initial[c], entry)
+                sums[c].add_incoming(new[c], loop)
+            builder.cbranch(builder.icmp_signed("<", d_next, n), loop, done)
+            builder.position_at_end(done)
+            for c in range(width):
+                _store(builder, new[c], targets[c])
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.none(VecView, index, x, index, index, VecView, columns), codegen
+
+
+@intrinsic
+def fetch_add(typingctx, array, index, value):
+    """Atomically add ``value`` to ``array[index]`` (int64) and return the old value: the work counter of the threads."""
+    if not (isinstance(array, types.Array) and array.dtype == types.int64):
+        return None
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        pointer = builder.gep(data, [args[1]], source_etype=_INT64)
+        return builder.atomic_rmw("add", pointer, args[2], "monotonic")
+
+    return types.int64(array, types.intp, types.int64), codegen
+
+
