@@ -34,7 +34,7 @@ __all__ = ["cache_directory", "kernel_jit", "source_hash"]
 # files of kernels whose sources changed are removed when they have not been used for this long
 _KEEP_DAYS = 30
 # no reassociation: sums keep their order, NaN stays NaN; a*b + c may be fused
-_OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 
 from .basis import fold_coefficients
 from .neighbors import NeighborList
-from .nep import PAIR, Shape, build_kernel, sum_chunks
+from .nep import B0, B2, BIAS, D_ANGULAR, D_KN, D_NK, PAGE, PAIR, PARTS, W0, W1, W2, Shape, build_kernel, sum_chunks
 from .simd import LANES, aligned_empty, padded
 from .threads import default_threads, run_chunks
 
@@ -119,31 +119,32 @@ class _Parameters:
         # c[n, k, a, b] -> folded [a, b, ...]
         c_radial = fold_coefficients(model.c_radial, 1)[:, :, p][:, :, :, p].transpose(2, 3, 1, 0)
         c_angular = fold_coefficients(model.c_angular, 1)[:, :, p][:, :, :, p].transpose(2, 3, 0, 1)
-        networks = p if len(model.w0) > 1 or model.n_types == 1 else [0] * len(p)
+        networks = p if len(model.w0) == model.n_types else [0] * len(p)
         w0 = (model.w0 * model.q_scaler)[networks].transpose(0, 2, 1)
         bias = np.full(len(p), model.bias)
         if model.type_bias is not None:
             bias += model.type_bias[p]
-        nothing = aligned_empty(1)
-        two = model.neurons2 > 0
-        table = model.zbl_pairs()
-        if two:
+        parts = {
+            D_KN: c_radial,
+            D_NK: c_radial.transpose(0, 1, 3, 2),
+            W0: w0,  # [a, d, neuron]
+            B0: model.b0[networks],
+            W1: model.w1[networks],
+        }
+        if model.neurons2:
             # rows are first-layer neurons, padded to whole vectors of them as b0 is
             w2 = np.zeros((len(p), padded(model.neurons), model.neurons2))
             w2[:, : model.neurons] = model.w_hidden2[networks].transpose(0, 2, 1)
-        self.arrays = (
-            pair.ravel(),
-            _lanes_last(c_radial),  # [a, b, k, n]
-            _lanes_last(c_radial.transpose(0, 1, 3, 2)),  # [a, b, n, k]
-            np.ascontiguousarray(c_angular).ravel(),  # [a, b, n, k]
-            _lanes_last(w0),  # [a, d, neuron]
-            _lanes_last(model.b0[networks]),
-            _lanes_last(model.w1[networks]),
-            bias,
-            _lanes_last(w2) if two else nothing,
-            _lanes_last(model.b_hidden2[networks]) if two else nothing,
-            nothing if table is None else np.ascontiguousarray(table[pairs]).ravel(),
-        )
+            parts |= {W2: w2, B2: model.b_hidden2[networks]}
+        parts = {k: _lanes_last(v) for k, v in parts.items()} | {D_ANGULAR: _lanes_last(c_angular.ravel()), BIAS: _lanes_last(bias)}
+        sizes = [parts[k].size if k in parts else 0 for k in PARTS]
+        self.at = np.cumsum([0, *sizes[:-1]])
+        self.weights = aligned_empty(sum(sizes))
+        for k, part in parts.items():
+            self.weights[self.at[k] : self.at[k] + part.size] = part
+        self.pair = pair.ravel()
+        table = model.zbl_pairs()
+        self.zbl = np.zeros(0) if table is None else np.ascontiguousarray(table[pairs]).ravel()
 
 
 class Evaluator:
@@ -190,32 +191,25 @@ class Evaluator:
 
         near = self.neighbors
         near.update(geometry.positions, geometry.cell, geometry.pbc, types, self._parameters.cutoffs, chunks, threads)
-        energies, virial = np.empty(n), np.empty((n_chunks, 9))
-        status = np.zeros((n_chunks, 3), np.int64)
-        force_parts = self._buffer("forces", (n_chunks, n, 3))
-        virial_parts = self._buffer("virials", (n_chunks, n, 9) if virials else (1, 1, 9))
-        q = np.empty((n, self.model.n_descriptor) if descriptors else (0, 0))
+        energies, virial = np.empty(n), np.empty(n_chunks * 9)
+        status = np.zeros(n_chunks * 3, np.int64)
+        force_parts = self._buffer("forces", n_chunks * n * 3)
+        virial_parts = self._buffer("virials", n_chunks * n * 9 if virials else 0)
+        q = np.empty(n * self.model.n_descriptor if descriptors else 0)
+        p = self._parameters
         run_chunks(
             self._kernel,
-            (near.positions, types, near.seg, near.index, near.code, near.shifts, near.longest, *self._parameters.arrays)
-            + (self.temperature_K or 0.0, chunks, near.touched, virials, descriptors)
+            (near.positions.ravel(), types, near.seg, near.neighbors, near.shifts, near.longest, p.pair, p.zbl, p.weights, p.at)
+            + (float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors)
             + (energies, force_parts, virial, virial_parts, q, status),
             threads,
         )
-        if status[:, 0].any():
-            _, i, j = status[np.flatnonzero(status[:, 0])[0]]
-            raise EvaluationError(
-                f"sites {min(i, j)} and {max(i, j)} are at the same place" if i != j else f"site {i} is at the place of its own image"
-            )
-        # summing is limited by memory: not worth waking threads for small systems
-        sum_threads = threads if n > 20_000 else 1
-        forces = np.empty((n, 3))
-        run_chunks(sum_chunks, (near.touched, force_parts, forces), sum_threads)
-        per_site = None
-        if virials:
-            per_site = np.empty((n, 9))
-            run_chunks(sum_chunks, (near.touched, virial_parts, per_site), sum_threads)
-            per_site = per_site.reshape(n, 3, 3)
+        failed = status.reshape(-1, 3)[status[::3] != 0]
+        if len(failed):
+            i, j = sorted(failed[0, 1:])
+            raise EvaluationError(f"sites {i} and {j} are at the same place" if i != j else f"site {i} is at the place of its own image")
+        forces = self._sum("forces", 3, n, threads)
+        per_site = self._sum("virials", 9, n, threads).reshape(n, 3, 3) if virials else None
         if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
             bad = np.flatnonzero(~(np.isfinite(energies) & np.isfinite(forces).all(axis=1)))[0]
             raise EvaluationError(
@@ -225,17 +219,26 @@ class Evaluator:
         return Evaluation(
             energies=energies,
             forces=forces,
-            virial=virial.sum(axis=0).reshape(3, 3),
+            virial=virial.reshape(n_chunks, 3, 3).sum(axis=0),
             virials=per_site,
-            descriptors=q * self.model.q_scaler if descriptors else None,
+            descriptors=q.reshape(n, -1) * self.model.q_scaler if descriptors else None,
         )
 
-    def _buffer(self, name: str, shape: tuple) -> np.ndarray:
+    def _buffer(self, name: str, size: int) -> np.ndarray:
         # pages that no chunk touches are never written, so the system never has to provide them
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != shape:
-            self._buffers[name] = buffer = np.empty(shape)
+        if buffer is None or buffer.size != size:
+            self._buffers[name] = buffer = np.empty(size)
         return buffer
+
+    def _sum(self, name: str, width: int, n: int, threads: int) -> np.ndarray:
+        out = np.empty((n, width))
+        pages = -(-n // PAGE)
+        # limited by memory: not worth waking threads for small systems
+        run_chunks(
+            sum_chunks, (self.neighbors.touched, pages, width, self._buffers[name], out.ravel()), threads if n > 20_000 else 1
+        )
+        return out
 
 
 def evaluate(

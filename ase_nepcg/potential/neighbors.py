@@ -52,61 +52,25 @@ def complete_cell(cell, pbc) -> np.ndarray:
 
 
 @kernel_jit()
-def _wrap(positions, cell, inverse, pbc, n_bins, origin, extent, wrapped, image, bin_of):
-    """Fractional coordinates -> position inside the cell, number of cells taken off, bin."""
-    for i in range(positions.shape[0]):
-        number = 0
-        for d in range(3):
-            s = 0.0
-            for c in range(3):
-                s += positions[i, c] * inverse[c, d]
-            image[i, d] = math.floor(s) if pbc[d] else 0
-            s = (s - image[i, d] - origin[d]) / extent[d]
-            number = number * n_bins[d] + min(max(int(s * n_bins[d]), 0), n_bins[d] - 1)
-        bin_of[i] = number
-        for c in range(3):
-            shift = 0.0
-            for d in range(3):
-                shift += image[i, d] * cell[d, c]
-            wrapped[i, c] = positions[i, c] - shift
+def _search(counter, members, bin_start, bin_of, n_bins, reach, pbc, x, kind, limit2, cell, image_code, stride, start, count, found):
+    """Candidates of all sites: their number into ``count``, as many as fit between ``start[i]`` and ``start[i + 1]`` into ``found``.
 
-
-@kernel_jit()
-def _sort_into_bins(order, bin_of, bin_start, members):
-    """Counting sort; sites of one bin keep the order of ``order``."""
-    for i in range(bin_of.size):
-        bin_start[bin_of[i] + 1] += 1
-    for b in range(1, bin_start.size):
-        bin_start[b] += bin_start[b - 1]
-    cursor = bin_start[:-1].copy()
-    for k in range(order.size):
-        i = order[k]
-        members[cursor[bin_of[i]]] = i
-        cursor[bin_of[i]] += 1
-
-
-@kernel_jit()
-def _search(
-    counter, fill, members, bin_start, bin_of, n_bins, reach, pbc, x, types, limit2, cell, image, low, span, start, index, code
-):  # fmt: skip
-    """Neighbours of all sites: their number into ``start[i + 1]`` (fill False) or the pairs from ``start[i]`` on.
-
-    ``x`` (3, N) are wrapped positions in the order of ``members``. The bins of a row along the last axis are contiguous.
+    ``x`` (3 N: all x, y, z), ``kind`` (types) and ``image_code`` are in the order of ``members``. The bins of a row along the last axis are
+    contiguous, so a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
     """
     n = members.size
+    n_types = int(math.sqrt(limit2.size))
     block = 64
     first = fetch_add(counter, 0, block)
     while first < n:
         for k in range(first, min(first + block, n)):
             i = members[k]
-            number = bin_of[i]
-            b2 = number % n_bins[2]
-            b1 = number // n_bins[2] % n_bins[1]
-            b0 = number // (n_bins[2] * n_bins[1])
-            x0, y0, z0 = x[0, k], x[1, k], x[2, k]
-            a = types[i]
-            found = 0
+            b = bin_of[i]
+            b2 = b % n_bins[2]
+            b1 = b // n_bins[2] % n_bins[1]
+            b0 = b // (n_bins[2] * n_bins[1])
             at = start[i]
+            last = start[i + 1] - 1
             for o0 in range(b0 - reach[0], b0 + reach[0] + 1):
                 s0 = o0 // n_bins[0]
                 if s0 != 0 and not pbc[0]:
@@ -119,101 +83,93 @@ def _search(
                     for s2 in range((b2 - reach[2]) // n_bins[2], (b2 + reach[2]) // n_bins[2] + 1):
                         if s2 != 0 and not pbc[2]:
                             continue
-                        low2 = max(b2 - reach[2] - s2 * n_bins[2], 0)
-                        high2 = min(b2 + reach[2] - s2 * n_bins[2], n_bins[2] - 1)
-                        hx = s0 * cell[0, 0] + s1 * cell[1, 0] + s2 * cell[2, 0] - x0
-                        hy = s0 * cell[0, 1] + s1 * cell[1, 1] + s2 * cell[2, 1] - y0
-                        hz = s0 * cell[0, 2] + s1 * cell[1, 2] + s2 * cell[2, 2] - z0
-                        home = s0 == 0 and s1 == 0 and s2 == 0
-                        for m in range(bin_start[row + low2], bin_start[row + high2 + 1]):
-                            dx, dy, dz = x[0, m] + hx, x[1, m] + hy, x[2, m] + hz
-                            d2 = dx * dx + dy * dy + dz * dz
-                            j = members[m]
-                            if d2 < limit2[a, types[j]] and not (home and m == k):
-                                if fill:
-                                    index[at + found] = j
-                                    code[at + found] = (
-                                        (s0 - image[j, 0] + image[i, 0] - low[0]) * span[1]
-                                        + (s1 - image[j, 1] + image[i, 1] - low[1])
-                                    ) * span[2] + (s2 - image[j, 2] + image[i, 2] - low[2])
-                                found += 1
-            if not fill:
-                start[i + 1] = found
+                        begin = bin_start[row + max(b2 - reach[2] - s2 * n_bins[2], 0)]
+                        end = bin_start[row + min(b2 + reach[2] - s2 * n_bins[2], n_bins[2] - 1) + 1]
+                        hx = s0 * cell[0] + s1 * cell[3] + s2 * cell[6] - x[k]
+                        hy = s0 * cell[1] + s1 * cell[4] + s2 * cell[7] - x[n + k]
+                        hz = s0 * cell[2] + s1 * cell[5] + s2 * cell[8] - x[2 * n + k]
+                        code = s0 * stride[0] + s1 * stride[1] + s2 * stride[2] + stride[3] + image_code[k]
+                        # the site itself is no neighbour, its images are
+                        myself = k if s0 == 0 and s1 == 0 and s2 == 0 else -1
+                        limits = kind[k] * n_types
+                        for m in range(begin, end):
+                            dx, dy, dz = x[m] + hx, x[n + m] + hy, x[2 * n + m] + hz
+                            # write always, keep by moving on: cheaper than a branch that nobody can predict
+                            found[min(at, last)] = ((code - image_code[m]) << 32) | members[m]
+                            at += (dx * dx + dy * dy + dz * dz < limit2[limits + kind[m]]) & (m != myself)
+            count[i] = at - start[i]
         first = fetch_add(counter, 0, block)
 
 
 @kernel_jit()
-def _transpose(order, types, start, index, code, mirror, chunk_of, seg, index_out, code_out, touched):
+def _transpose(order, types, start, count, found, mirror, n_types, seg, neighbors):
     """Sort every site's neighbours by (type, index, shift).
 
     A full list is its own transpose with negated shifts: visiting sites by (type, index) and appending each to the lists of its
     neighbours sorts all lists in one linear pass. Shifts of the same neighbour (small cells) are then put in order.
     """
-    n_types = seg.shape[1] - 1
     n = types.size
-    cursor = start[:-1].copy()
+    cursor = np.zeros(n, np.int64)
+    total = 0
+    for j in range(n):
+        cursor[j] = total
+        total += count[j]
     k = 0
     for t in range(n_types):
         for j in range(n):
-            seg[j, t] = cursor[j]
+            seg[j * (n_types + 1) + t] = cursor[j]
         while k < n and types[order[k]] == t:
             i = order[k]
-            page = i // PAGE
-            for p in range(start[i], start[i + 1]):
-                j = index[p]
-                index_out[cursor[j]] = i
-                code_out[cursor[j]] = mirror - code[p]
+            for p in range(start[i], start[i] + count[i]):
+                j = found[p] & 0xFFFFFFFF
+                neighbors[cursor[j]] = ((mirror - (found[p] >> 32)) << 32) | i
                 cursor[j] += 1
-                touched[chunk_of[j], page] = True
             k += 1
     for j in range(n):
-        seg[j, n_types] = cursor[j]
-        touched[chunk_of[j], j // PAGE] = True
-        for p in range(start[j] + 1, start[j + 1]):
+        end = cursor[j]
+        seg[j * (n_types + 1) + n_types] = end
+        begin = seg[j * (n_types + 1)]
+        for p in range(begin + 1, end):
             q = p
-            while q > start[j] and index_out[q] == index_out[q - 1] and code_out[q] < code_out[q - 1]:
-                code_out[q], code_out[q - 1] = code_out[q - 1], code_out[q]
+            while q > begin and (neighbors[q] ^ neighbors[q - 1]) & 0xFFFFFFFF == 0 and neighbors[q] < neighbors[q - 1]:
+                swap = neighbors[q]
+                neighbors[q] = neighbors[q - 1]
+                neighbors[q - 1] = swap
                 q -= 1
 
 
 @kernel_jit()
-def _largest_displacement(positions, reference, motion):
-    """Largest ``|positions - reference . motion|``."""
-    largest = 0.0
-    for i in range(positions.shape[0]):
-        d2 = 0.0
-        for c in range(3):
-            moved = positions[i, c] - (
-                reference[i, 0] * motion[0, c] + reference[i, 1] * motion[1, c] + reference[i, 2] * motion[2, c]
-            )
-            d2 += moved * moved
-        largest = max(largest, d2)
-    return math.sqrt(largest)
+def _mark_pages(chunks, seg, n_types, neighbors, pages, touched):
+    """Pages on which the sites of a chunk, or their neighbours, lie."""
+    for chunk in range(chunks.size - 1):
+        for i in range(chunks[chunk], chunks[chunk + 1]):
+            touched[chunk * pages + i // PAGE] = True
+            for p in range(seg[i * (n_types + 1)], seg[i * (n_types + 1) + n_types]):
+                touched[chunk * pages + (neighbors[p] & 0xFFFFFFFF) // PAGE] = True
 
 
 class NeighborList:
     """Neighbours of all sites within the cutoffs of their types, kept until something moved too far.
 
-    After :meth:`update`: ``seg`` (N, T+1) int64, the neighbours of site i of type t are ``index[seg[i, t] : seg[i, t+1]]`` (int32) with
-    shift vectors ``shifts[code[...]]`` (Å); ``longest``, the largest number of neighbours; ``touched`` (chunks, pages): whether a site
-    of a chunk has a neighbour (or itself) on a page of ``PAGE`` sites; ``builds``, how often the list was made.
+    After :meth:`update`: the neighbours of site i of type t are ``neighbors[seg[i (T+1) + t] : seg[i (T+1) + t + 1]]``, each one number
+    ``code * 2^32 + index`` with the shift vector ``shifts[3 code : 3 code + 3]`` (Å); ``longest``, the largest number of neighbours;
+    ``touched`` (chunks, pages): whether a site of a chunk has a neighbour (or itself) on a page of ``PAGE`` sites; ``builds``, how often the list
+    was made; ``positions``, the positions the shifts belong to.
     """
 
     def __init__(self, skin: float = 0.6):
         self.skin = skin
         self.builds = 0
         self._positions = None
+        self._room = None
 
     def update(self, positions, cell, pbc, types, cutoffs, chunks, threads: int = 1) -> None:
         """Make the list fit the geometry. ``cutoffs`` (T, T) in Å, ``chunks`` boundaries of the chunks of sites."""
         cell = complete_cell(cell, pbc)
         if not self._fits(positions, cell, pbc, types, cutoffs, chunks):
             self._build(positions, cell, pbc, types, cutoffs, chunks, threads)
-        self.shifts = self._shift_triples @ cell
-        if self._rewrap:
-            self.positions = positions - self._image @ cell
-        else:
-            self.positions = positions
+        self.shifts = (self._shift_triples @ cell).ravel()
+        self.positions = positions if self._image is None else positions - self._image @ cell
 
     def _fits(self, positions, cell, pbc, types, cutoffs, chunks) -> bool:
         if (
@@ -226,72 +182,90 @@ class NeighborList:
         ):
             return False
         if np.array_equal(cell, self._cell):
-            motion, stretch = np.eye(3), 1.0
+            stretch, moved = 1.0, positions - self._positions
         else:
             motion = np.linalg.solve(self._cell, cell)
-            stretch = np.linalg.svd(motion, compute_uv=False)[-1]
-        moved = _largest_displacement(positions, self._positions, motion)
-        # the smallest cutoff needs the largest relative skin
+            stretch, moved = np.linalg.svd(motion, compute_uv=False)[-1], positions - self._positions @ motion
+        moved = np.sqrt(np.einsum("ic,ic->i", moved, moved).max())
+        # compression is worst for the largest cutoff, stretching (which helps) for the smallest
         rc = cutoffs.max() if stretch < 1 else cutoffs.min()
         return bool(stretch * (rc + self.skin) - 2 * moved > rc * (1 + 1e-12))
+
+    def _bins(self, positions, cell, pbc, limit):
+        """Wrapped positions, cells taken off, bin of each site, bins and reach (in bins) per direction."""
+        inverse = np.linalg.inv(cell)
+        fractional = positions @ inverse
+        image = np.where(pbc, np.floor(fractional), 0.0)
+        wrapped = positions - image @ cell
+        fractional -= image
+        origin = np.where(pbc, 0.0, fractional.min(axis=0))
+        extent = np.where(pbc, 1.0, np.maximum(fractional.max(axis=0) - origin, 1e-3))
+        # perpendicular distance between opposite faces of the region that is divided into bins
+        height = extent / np.linalg.norm(inverse, axis=0)
+        n_bins = np.maximum(np.floor(height * _BINS_PER_CUTOFF / limit), 1)
+        # a few sites in a huge box need no more bins than sites
+        while n_bins.prod() > 4 * len(positions) + 64:
+            n_bins[np.argmax(n_bins)] = np.ceil(n_bins.max() / 2)
+        reach = np.ceil(limit * n_bins / height)
+        reach = np.where(pbc, reach, np.minimum(reach, n_bins)).astype(np.int64)
+        place = np.clip(((fractional - origin) / extent * n_bins).astype(np.int64), 0, n_bins.astype(np.int64) - 1)
+        n_bins = n_bins.astype(np.int64)
+        return wrapped, image.astype(np.int64), (place[:, 0] * n_bins[1] + place[:, 1]) * n_bins[2] + place[:, 2], n_bins, reach
 
     def _build(self, positions, cell, pbc, types, cutoffs, chunks, threads):
         n = len(positions)
         limit = float(cutoffs.max()) + self.skin
-        inverse = np.linalg.inv(cell)
-        # perpendicular distance between opposite faces
-        height = 1 / np.linalg.norm(inverse, axis=0)
-        origin, extent = np.zeros(3), np.ones(3)
-        fractional = positions @ inverse[:, ~pbc]
-        if n:
-            origin[~pbc] = fractional.min(axis=0)
-            extent[~pbc] = np.maximum(fractional.max(axis=0) - origin[~pbc], 1e-3)
-        n_bins = np.maximum((height * extent * _BINS_PER_CUTOFF / limit), 1).astype(float)
-        # a few sites in a huge box need no more bins than sites
-        while n_bins.prod() > 4 * n + 64:
-            n_bins[np.argmax(n_bins)] /= 2
-        n_bins = np.maximum(n_bins, 1).astype(np.int64)
-        reach = np.ceil(limit / (height * extent / n_bins)).astype(np.int64)
-        reach[~pbc] = np.minimum(reach[~pbc], n_bins[~pbc])
-
-        wrapped, image, bin_of = np.empty((n, 3)), np.empty((n, 3), np.int64), np.empty(n, np.int64)
-        _wrap(positions, cell, inverse, pbc, n_bins, origin, extent, wrapped, image, bin_of)
+        wrapped, image, bin_of, n_bins, reach = self._bins(positions, cell, pbc, limit)
         order = np.argsort(types, kind="stable")
-        members = np.empty(n, np.int64)
+        members = order[np.argsort(bin_of[order], kind="stable")]
         bin_start = np.zeros(n_bins.prod() + 1, np.int64)
-        _sort_into_bins(order, bin_of, bin_start, members)
+        np.cumsum(np.bincount(bin_of, minlength=n_bins.prod()), out=bin_start[1:])
 
-        # shifts between the unwrapped positions, as one number each: a dense box around all that can occur
-        spread = image.max(axis=0) - image.min(axis=0) if n else np.zeros(3, np.int64)
+        # a shift is one number: its place in a dense box around all shifts that can occur between the unwrapped positions
         search = np.where(pbc, reach // n_bins + 1, 0)
-        low = -(search + spread)
-        span = 2 * (search + spread) + 1
-        self._rewrap = bool(np.prod(span.astype(float)) > _MAX_SHIFTS)
-        if self._rewrap:
-            # sites scattered over very many cells: shifts between wrapped positions instead
-            low, span = -search, 2 * search + 1
-            self._image, image = image, np.zeros_like(image)
+        half = search + image.max(axis=0) - image.min(axis=0)
+        self._image = None
+        if np.prod(2.0 * half + 1) > _MAX_SHIFTS:
+            # sites scattered over very many cells: use shifts between wrapped positions
+            half, self._image, image = search, image, np.zeros_like(image)
+        span = 2 * half + 1
+        stride = np.array([span[1] * span[2], span[2], 1, 0])
+        stride[3] = half @ stride[:3]
+        image_code = (image @ stride[:3])[members]
+        self._shift_triples = np.stack(
+            np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), axis=-1
+        ).reshape(-1, 3)
 
-        x = np.ascontiguousarray(wrapped[members].T)
-        limit2 = (cutoffs + self.skin) ** 2
-        start = np.zeros(n + 1, np.int64)
-        nothing = np.empty(0, np.int32)
-        fixed = (members, bin_start, bin_of, n_bins, reach, pbc, x, types, limit2, cell, image, low, span)
-        run_chunks(_search, (False, *fixed, start, nothing, nothing), threads)
-        np.cumsum(start, out=start)
-        index, code = np.empty(start[-1], np.int32), np.empty(start[-1], np.int32)
-        run_chunks(_search, (True, *fixed, start, index, code), threads)
+        x = np.ascontiguousarray(wrapped[members].T).ravel()
+        limit2 = ((cutoffs + self.skin) ** 2).ravel()
+        count = np.empty(n, np.int64)
+        if self._room is None or len(self._room) != n:
+            volume = abs(np.linalg.det(cell)) if pbc.all() else np.inf
+            self._room = np.full(n, int(min(4.19 * limit**3 * n / volume * 1.2, 500)) + 24)
+        while True:
+            start = np.zeros(n + 1, np.int64)
+            np.cumsum(self._room, out=start[1:])
+            found = np.empty(start[-1], np.int64)
+            run_chunks(
+                _search,
+                (members, bin_start, bin_of, n_bins, reach, pbc, x, types[members], limit2, cell.ravel(), image_code, stride)
+                + (start, count, found),
+                threads,
+            )
+            # the last place of a room is only written to, never kept
+            if (count < self._room).all():
+                break
+            self._room = count + 1
+        self._room = count + count // 16 + 8
 
         n_types = len(cutoffs)
-        self.seg = np.empty((n, n_types + 1), np.int64)
-        self.index, self.code = np.empty_like(index), np.empty_like(code)
-        self.touched = np.zeros((len(chunks) - 1, -(-n // PAGE)), np.bool_)
-        chunk_of = np.repeat(np.arange(len(chunks) - 1), np.diff(chunks))
-        mirror = int(np.prod(span)) - 1
-        _transpose(order, types, start, index, code, mirror, chunk_of, self.seg, self.index, self.code, self.touched)
-        self.longest = int(np.diff(start).max()) if n else 0
-        grid = np.meshgrid(*(np.arange(lo, lo + s) for lo, s in zip(low, span, strict=True)), indexing="ij")
-        self._shift_triples = np.stack(grid, axis=-1).reshape(-1, 3)
+        pages = -(-n // PAGE)
+        self.seg = np.empty(n * (n_types + 1), np.int64)
+        self.neighbors = np.empty(count.sum(), np.int64)
+        _transpose(order, types, start, count, found, int(np.prod(span)) - 1, n_types, self.seg, self.neighbors)
+        self.touched = np.zeros((len(chunks) - 1) * pages, np.bool_)
+        _mark_pages(chunks, self.seg, n_types, self.neighbors, pages, self.touched)
+        self.longest = int(count.max())
         self._positions, self._cell, self._pbc = positions.copy(), cell, pbc.copy()
         self._types, self._cutoffs, self._chunks = types.copy(), cutoffs.copy(), chunks
         self.builds += 1

@@ -31,10 +31,10 @@ import numpy as np
 from .basis import angular_basis, chebyshev_series, cutoff
 from .cache import kernel_jit
 from .invariants import QUARTIC, cubic_terms, legendre_tables, three_body_weights
-from .simd import LANES, fetch_add, lanes, load, matvec, padded, row_dots, row_sums, splat, store, vsum, where
+from .simd import LANES, dot, fetch_add, lanes, load, matvec, padded, row_dots, row_sums, splat, store, total, vsum, where
 from .zbl import zbl_energy
 
-__all__ = ["PAGE", "PAIR", "Shape", "build_kernel", "sum_chunks"]
+__all__ = ["PAGE", "PAIR", "PARTS", "Shape", "build_kernel", "sum_chunks"]
 
 # sites per page: force buffers of a chunk are cleared and summed page by page, where the chunk wrote anything
 PAGE = 64
@@ -43,7 +43,20 @@ PAIR = 5
 # two sites closer than this (in A) have no direction between them
 OVERLAP = 1e-6
 
-inlined = functools.partial(numba.njit, forceinline=True, fastmath={"contract"}, error_model="numpy")
+# parts of the parameter array, see Evaluator: radial coefficients [a, b, k, n] and [a, b, n, k], angular [a, b, n, k], network
+PARTS = D_KN, D_NK, D_ANGULAR, W0, B0, W1, BIAS, W2, B2 = range(9)
+
+inlined = functools.partial(
+    numba.njit, forceinline=True, fastmath={"contract"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+
+
+@numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def scratch(n):
+    """Zeros on a 64-byte boundary."""
+    raw = np.zeros(n + 8)
+    offset = (-raw.ctypes.data % 64) // 8
+    return raw[offset : offset + n]
 
 
 class Shape(NamedTuple):
@@ -77,14 +90,16 @@ def build_kernel(shape: Shape):
     NG = padded(NA) // LANES
     NAP = NG * LANES
     NRP, KRP = padded(NR), padded(KR)
+    NRV, KRV = NRP // LANES, KRP // LANES
     NV = padded(shape.neurons) // LANES
     N1 = shape.neurons
     NV2 = padded(shape.neurons2) // LANES
+    N_OUT = NV2 or NV
     TWO_LAYERS = shape.neurons2 > 0
     TEMPERATURE, HAS_ZBL = shape.temperature, shape.zbl
     HAS_QUARTIC = "q1111" in shape.many_body
     recur_a, recur_b, z_slope = legendre_tables(L)
-    weights = three_body_weights(L)
+    square_weights = three_body_weights(L)
     # cubic terms of all blocks in one table: block number, three sums, coefficient
     rows, coefficients = [], []
     for block, name in enumerate(shape.many_body):
@@ -99,25 +114,18 @@ def build_kernel(shape: Shape):
     QUARTIC_BLOCK = L + shape.many_body.index("q1111") if HAS_QUARTIC else 0
 
     @inlined
-    def scratch(n):
-        raw = np.zeros(n + 8)
-        offset = (-raw.ctypes.data % 64) // 8
-        return raw[offset : offset + n]
-
-    @inlined
-    def collect(i, T, a, positions, seg, index, code, shifts, pair, near, near_j, near_end, cap, status):
+    def collect(i, T, a, positions, seg, neighbors, shifts, pair, near, near_j, near_end, cap, status, chunk):
         """Neighbours within the list cutoff: components and r^2 into ``near``, types one after the other, padded."""
-        x0, y0, z0 = positions[i, 0], positions[i, 1], positions[i, 2]
+        x, y, z = positions[3 * i], positions[3 * i + 1], positions[3 * i + 2]
         n = 0
         for t in range(T):
-            row = (a * T + t) * PAIR
-            limit = pair[row]
-            for p in range(seg[i, t], seg[i, t + 1]):
-                j = index[p]
-                s = code[p]
-                dx = (positions[j, 0] - x0) + shifts[s, 0]
-                dy = (positions[j, 1] - y0) + shifts[s, 1]
-                dz = (positions[j, 2] - z0) + shifts[s, 2]
+            limit = pair[(a * T + t) * PAIR]
+            for p in range(seg[i * (T + 1) + t], seg[i * (T + 1) + t + 1]):
+                j = neighbors[p] & 0xFFFFFFFF
+                s = 3 * (neighbors[p] >> 32)
+                dx = (positions[3 * j] - x) + shifts[s]
+                dy = (positions[3 * j + 1] - y) + shifts[s + 1]
+                dz = (positions[3 * j + 2] - z) + shifts[s + 2]
                 d2 = dx * dx + dy * dy + dz * dz
                 near[n] = dx
                 near[cap + n] = dy
@@ -126,24 +134,23 @@ def build_kernel(shape: Shape):
                 near_j[n] = j
                 n += d2 < limit
                 if d2 < OVERLAP * OVERLAP:
-                    status[0] = 1
-                    status[1] = i
-                    status[2] = j
+                    status[3 * chunk] = 1
+                    status[3 * chunk + 1] = i
+                    status[3 * chunk + 2] = j
             near_end[t] = n
-            for p in range(n, -(-n // LANES) * LANES):
-                near[p] = 0.0
-                near[cap + p] = 0.0
-                near[2 * cap + p] = 0.0
-                near[3 * cap + p] = limit
-            n = -(-n // LANES) * LANES
+            while n % LANES != 0:
+                for c in range(3):
+                    near[c * cap + n] = 0.0
+                near[3 * cap + n] = limit
+                n += 1
 
     @inlined
-    def radial_sums(T, a, pair, c_n, near, near_end, cap, rad, sums, total, q):
+    def radial_sums(T, a, pair, weights, at, near, near_end, cap, rad, sums, q):
         """``q_n = sum_t sum_k d_nk A_k``, ``A_k = sum_j fc T_k(x)``; keeps x, fc', fc dx/dr, fc, 1/r, r in ``rad``."""
-        v_near, v_rad, v_sum = lanes(near, 0), lanes(rad, 0), lanes(sums, 0)
+        v_near, v_rad, v_sum, v_q, v_weights = lanes(near, 0), lanes(rad, 0), lanes(sums, 0), lanes(q, 0), lanes(weights, 0)
         step = cap // LANES
-        for n in range(0, NRP, LANES):
-            store(q, n, splat(0.0))
+        for n in range(NRV):
+            v_q[n] = 0.0
         begin = 0
         for t in range(T):
             stop = -(-near_end[t] // LANES)
@@ -171,16 +178,12 @@ def build_kernel(shape: Shape):
                     t0, t1 = t1, x2 * t1 - t0
             if stop > begin:
                 for k in range(0, KRP, LANES):
-                    store(total, k, row_sums(v_sum, k))
-                for n in range(0, NRP, LANES):
-                    qn = load(q, n)
-                    for k in range(KR):
-                        qn += total[k] * load(c_n, ((a * T + t) * KR + k) * NRP + n)
-                    store(q, n, qn)
+                    store(sums, KRP * LANES + k, row_sums(v_sum, k))
+                matvec(v_weights, (at[D_KN] + (a * T + t) * KR * NRP) // LANES, sums, KRP * LANES, KR, v_q, NRV)
             begin = stop
 
     @inlined
-    def angular_functions(T, a, pair, d, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb):
+    def angular_functions(T, a, pair, weights, at, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb):
         """Pack the angular neighbours; ``g_n``, ``dg_n/dr`` and ``b_lm`` of each. ``ang``: unit vector, 1/r, r (0 for dummies)."""
         m = 0
         begin = 0
@@ -227,11 +230,11 @@ def build_kernel(shape: Shape):
                     u0, u1 = u1, 2.0 * t1 + x2 * u1 - u0
                     t0, t1 = t1, x2 * t1 - t0
                 for n in range(NA):
-                    first = ((a * T + t) * NA + n) * KA
-                    s = 0.0 * x + d[first]
+                    first = at[D_ANGULAR] + ((a * T + t) * NA + n) * KA
+                    s = 0.0 * x + weights[first]
                     ds = 0.0 * x
                     for k in range(1, KA):
-                        c = d[first + k]
+                        c = weights[first + k]
                         s += c * v_t[2 * k]
                         ds += c * v_t[2 * k + 1]
                     v_g[p * NAP + n] = fc * s
@@ -251,7 +254,7 @@ def build_kernel(shape: Shape):
             for n in range(NG):
                 ql = splat(0.0)
                 for lm in range(l * l - 1, l * l + 2 * l):
-                    ql += weights[lm] * (v_s[lm * NG + n] * v_s[lm * NG + n])
+                    ql += square_weights[lm] * (v_s[lm * NG + n] * v_s[lm * NG + n])
                 store(q, NR + (l - 1) * NA + n * LANES, ql)
         for block in range(L, L + len_many):
             for n in range(NG):
@@ -267,37 +270,37 @@ def build_kernel(shape: Shape):
                 store(q, NR + block * NA + n * LANES, value)
 
     @inlined
-    def network(a, q, w0, b0, w1, b1, w2, b2, h, y, P):
+    def network(a, q, weights, at, hidden, P):
         """Site energy ``U`` and ``P_d = dU/dq_d``. The scaler is folded into ``w0``; padded neurons have zero weights."""
-        v_w0, v_h, v_y = lanes(w0, 0), lanes(h, 0), lanes(y, 0)
+        v_w0, v_h, v_y = lanes(weights, at[W0] + a * D * NV * LANES), lanes(hidden, 0), lanes(hidden, NV * LANES)
+        v_b0, v_w1 = lanes(weights, at[B0] + a * NV * LANES), lanes(weights, at[W1] + a * N_OUT * LANES)
         for v in range(NV):
-            v_h[v] = -load(b0, (a * NV + v) * LANES)
-        matvec(v_w0, a * D * NV, q, 0, D, v_h, NV)
+            v_h[v] = -v_b0[v]
+        matvec(v_w0, 0, q, 0, D, v_h, NV)
         U = splat(0.0)
         if TWO_LAYERS:
-            v_w2, v_h2 = lanes(w2, 0), lanes(h, NV * LANES)
+            v_w2, v_b2 = lanes(weights, at[W2] + a * NV * LANES * NV2 * LANES), lanes(weights, at[B2] + a * NV2 * LANES)
+            v_h2 = lanes(hidden, 2 * NV * LANES)
             for v in range(NV):
                 v_h[v] = math.tanh(v_h[v])
             for v in range(NV2):
-                v_h2[v] = -load(b2, (a * NV2 + v) * LANES)
-            matvec(v_w2, a * NV * LANES * NV2, h, 0, N1, v_h2, NV2)
+                v_h2[v] = -v_b2[v]
+            matvec(v_w2, 0, hidden, 0, N1, v_h2, NV2)
             for v in range(NV2):
-                out = math.tanh(v_h2[v])
-                w = load(w1, (a * NV2 + v) * LANES)
-                U += w * out
-                v_h2[v] = w * (1.0 - out * out)
+                h = math.tanh(v_h2[v])
+                U += v_w1[v] * h
+                v_h2[v] = v_w1[v] * (1.0 - h * h)
             for v in range(NV):
-                back = row_dots(v_h2, 0, 1, v_w2, (a * NV + v) * LANES * NV2, 1, NV2, NV2)
+                back = row_dots(v_h2, 0, 1, v_w2, v * LANES * NV2, 1, NV2, NV2)
                 v_y[v] = back * (1.0 - v_h[v] * v_h[v])
         else:
             for v in range(NV):
-                out = math.tanh(v_h[v])
-                w = load(w1, (a * NV + v) * LANES)
-                U += w * out
-                v_y[v] = w * (1.0 - out * out)
+                h = math.tanh(v_h[v])
+                U += v_w1[v] * h
+                v_y[v] = v_w1[v] * (1.0 - h * h)
         for d in range(0, D, LANES):
-            store(P, d, row_dots(v_y, 0, 1, v_w0, (a * D + d) * NV, 1, NV, NV))
-        return vsum(U) - b1[a]
+            store(P, d, row_dots(v_y, 0, 1, v_w0, d * NV, 1, NV, NV))
+        return vsum(U) - weights[at[BIAS] + a]
 
     @inlined
     def adjoint(s, P, S):
@@ -307,7 +310,7 @@ def build_kernel(shape: Shape):
             for n in range(NG):
                 dq = 2.0 * load(P, NR + (l - 1) * NA + n * LANES)
                 for lm in range(l * l - 1, l * l + 2 * l):
-                    v_S[lm * NG + n] = (weights[lm] * v_s[lm * NG + n]) * dq
+                    v_S[lm * NG + n] = (square_weights[lm] * v_s[lm * NG + n]) * dq
         for n in range(NG):
             if HAS_QUARTIC:
                 v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
@@ -323,19 +326,17 @@ def build_kernel(shape: Shape):
                 v_S[k] += dq * (si * sj)
 
     @inlined
-    def radial_forces(T, a, d, near, near_end, cap, rad, P, series, f):
+    def radial_forces(T, a, weights, at, near, near_end, cap, rad, P, series, f):
         """``f = (sum_n P_n g_n') u``, with ``sum_n P_n g_n = fc p(x)`` one Chebyshev series per neighbour type."""
-        v_near, v_rad, v_f = lanes(near, 0), lanes(rad, 0), lanes(f, 0)
+        v_near, v_rad, v_f, v_series, v_weights = lanes(near, 0), lanes(rad, 0), lanes(f, 0), lanes(series, 0), lanes(weights, 0)
         step = cap // LANES
         begin = 0
         for t in range(T):
             stop = -(-near_end[t] // LANES)
             if stop > begin:
-                for k in range(0, KRP, LANES):
-                    e = splat(0.0)
-                    for n in range(NR):
-                        e += P[n] * load(d, ((a * T + t) * NR + n) * KRP + k)
-                    store(series, k, e)
+                for k in range(KRV):
+                    v_series[k] = 0.0
+                matvec(v_weights, (at[D_NK] + (a * T + t) * NR * KRP) // LANES, P, 0, NR, v_series, KRV)
                 for p in range(begin, stop):
                     s, ds = chebyshev_series(series, 0, KR, v_rad[p])
                     force = (v_rad[step + p] * s + v_rad[2 * step + p] * ds) * v_rad[4 * step + p]
@@ -421,55 +422,37 @@ def build_kernel(shape: Shape):
         return energy
 
     @inlined
-    def book(i, T, near, near_j, near_end, cap, f, forces, virial, virials, per_site):
+    def book(i, n, T, near, near_j, near_end, cap, f, forces, virial, virials, chunk, per_site):
         """``F_i += f_ij``, ``F_j -= f_ij``, total virial and, on request, ``W_j -= r_ij (x) f_ij``."""
         v_near, v_f = lanes(near, 0), lanes(f, 0)
         step = cap // LANES
-        stop = -(-near_end[T - 1] // LANES)
-        fx = fy = fz = splat(0.0)
-        xx = xy = xz = yx = yy = yz = zx = zy = zz = splat(0.0)
-        for p in range(stop):
-            dx, dy, dz = v_near[p], v_near[step + p], v_near[2 * step + p]
-            px, py, pz = v_f[p], v_f[step + p], v_f[2 * step + p]
-            fx, fy, fz = fx + px, fy + py, fz + pz
-            xx, xy, xz = xx + dx * px, xy + dx * py, xz + dx * pz
-            yx, yy, yz = yx + dy * px, yy + dy * py, yz + dy * pz
-            zx, zy, zz = zx + dz * px, zy + dz * py, zz + dz * pz
-        forces[i, 0] += vsum(fx)
-        forces[i, 1] += vsum(fy)
-        forces[i, 2] += vsum(fz)
-        virial[0] -= vsum(xx)
-        virial[1] -= vsum(xy)
-        virial[2] -= vsum(xz)
-        virial[3] -= vsum(yx)
-        virial[4] -= vsum(yy)
-        virial[5] -= vsum(yz)
-        virial[6] -= vsum(zx)
-        virial[7] -= vsum(zy)
-        virial[8] -= vsum(zz)
+        blocks = -(-near_end[T - 1] // LANES)
+        mine = 3 * n * chunk
+        for c in range(3):
+            forces[mine + 3 * i + c] += total(v_f, c * step, blocks)
+            for e in range(3):
+                virial[9 * chunk + 3 * c + e] -= dot(v_near, c * step, v_f, e * step, blocks)
         begin = 0
         for t in range(T):
             for p in range(begin, near_end[t]):
-                j = near_j[p]
-                forces[j, 0] -= f[p]
-                forces[j, 1] -= f[cap + p]
-                forces[j, 2] -= f[2 * cap + p]
+                j = mine + 3 * near_j[p]
+                forces[j] -= f[p]
+                forces[j + 1] -= f[cap + p]
+                forces[j + 2] -= f[2 * cap + p]
             if per_site:
                 for p in range(begin, near_end[t]):
-                    j = near_j[p]
-                    for c in range(3):
-                        for e in range(3):
-                            virials[j, 3 * c + e] -= near[c * cap + p] * f[e * cap + p]
+                    for c in range(9):
+                        virials[9 * (n * chunk + near_j[p]) + c] -= near[c // 3 * cap + p] * f[c % 3 * cap + p]
             begin = -(-near_end[t] // LANES) * LANES
 
     @kernel_jit(shape)
     def nep_sites(
-        counter, positions, types, seg, index, code, shifts, longest,
-        pair, d_n, d_k, d_a, w0, b0, w1, b1, w2, b2, zbl_table, temperature,
-        chunks, touched, per_site, with_q,
-        energies, forces, virial, virials, descriptors, status,
+        counter, positions, types, seg, neighbors, shifts, longest, pair, zbl_table, weights, at, temperature,
+        chunks, touched, per_site, with_q, energies, forces, virial, virials, descriptors, status,
     ):  # fmt: skip
-        T = seg.shape[1] - 1
+        n = types.size
+        T = seg.size // n - 1
+        pages = -(-n // PAGE)
         cap = -(-longest // LANES) * LANES + T * LANES
         blocks = cap // LANES
         near, rad, ang = scratch(4 * cap), scratch(6 * cap), scratch(5 * cap)
@@ -477,64 +460,62 @@ def build_kernel(shape: Shape):
         near_j, ang_near = np.zeros(cap, np.int64), np.zeros(cap, np.int64)
         near_end, ang_end = np.zeros(T, np.int64), np.zeros(T, np.int64)
         g, dg, b = scratch(blocks * NAP * LANES), scratch(blocks * NAP * LANES), scratch(blocks * LM * LANES)
-        zlm, cheb = scratch(blocks * ZS * LANES), scratch(2 * KA * LANES + 2 * LANES)
-        sums, total, series = scratch(KRP * LANES), scratch(KRP), scratch(KRP)
+        zlm, cheb = scratch(blocks * ZS * LANES), scratch(2 * KA * LANES)
+        sums, series = scratch(KRP * LANES + KRP), scratch(KRP)
         s, S = scratch(LM * NAP), scratch(LM * NAP)
         q, P = scratch(QD + NAP), scratch(QD + NAP)
-        h, y = scratch((NV + NV2) * LANES), scratch(NV * LANES)
+        hidden = scratch((2 * NV + NV2) * LANES)
         chunk = fetch_add(counter, 0, 1)
         while chunk < chunks.size - 1:
-            begin, end = chunks[chunk], chunks[chunk + 1]
-            for page in range(touched.shape[1]):
-                if touched[chunk, page]:
-                    for j in range(page * PAGE, min((page + 1) * PAGE, positions.shape[0])):
-                        for c in range(3):
-                            forces[chunk, j, c] = 0.0
-                        if per_site:
-                            for c in range(9):
-                                virials[chunk, j, c] = 0.0
+            for page in range(pages):
+                if touched[chunk * pages + page]:
+                    first, last = n * chunk + page * PAGE, n * chunk + min((page + 1) * PAGE, n)
+                    for j in range(3 * first, 3 * last):
+                        forces[j] = 0.0
+                    if per_site:
+                        for j in range(9 * first, 9 * last):
+                            virials[j] = 0.0
             for c in range(9):
-                virial[chunk, c] = 0.0
-            for i in range(begin, end):
+                virial[9 * chunk + c] = 0.0
+            for i in range(chunks[chunk], chunks[chunk + 1]):
                 a = types[i]
-                collect(i, T, a, positions, seg, index, code, shifts, pair, near, near_j, near_end, cap, status[chunk])
-                radial_sums(T, a, pair, d_n, near, near_end, cap, rad, sums, total, q)
-                n_blocks = angular_functions(
-                    T, a, pair, d_a, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb
+                collect(i, T, a, positions, seg, neighbors, shifts, pair, near, near_j, near_end, cap, status, chunk)
+                radial_sums(T, a, pair, weights, at, near, near_end, cap, rad, sums, q)
+                used = angular_functions(
+                    T, a, pair, weights, at, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb
                 )
-                invariants(n_blocks, b, g, s, q)
+                invariants(used, b, g, s, q)
                 if TEMPERATURE:
                     q[D - 1] = temperature
-                energy = network(a, q, w0, b0, w1, b1, w2, b2, h, y, P)
+                energy = network(a, q, weights, at, hidden, P)
                 adjoint(s, P, S)
-                radial_forces(T, a, d_k, near, near_end, cap, rad, P, series, f)
-                angular_forces(T, n_blocks, ang, ang_near, ang_end, cap, g, dg, zlm, S, fa, f)
+                radial_forces(T, a, weights, at, near, near_end, cap, rad, P, series, f)
+                angular_forces(T, used, ang, ang_near, ang_end, cap, g, dg, zlm, S, fa, f)
                 if HAS_ZBL:
                     energy += zbl(T, a, zbl_table, ang, ang_near, ang_end, cap, f)
-                virials_here = virials[chunk] if per_site else virials[0]
-                book(i, T, near, near_j, near_end, cap, f, forces[chunk], virial[chunk], virials_here, per_site)
+                book(i, n, T, near, near_j, near_end, cap, f, forces, virial, virials, chunk, per_site)
                 energies[i] = energy
                 if with_q:
                     for m in range(D):
-                        descriptors[i, m] = q[m]
+                        descriptors[i * D + m] = q[m]
             chunk = fetch_add(counter, 0, 1)
 
     return nep_sites
 
 
 @kernel_jit()
-def sum_chunks(counter, touched, buffers, out):
-    """``out[i] = sum over chunks of buffers[chunk, i]`` in the order of the chunks, for pages that the chunk wrote to."""
-    pages = touched.shape[1]
+def sum_chunks(counter, touched, pages, width, buffers, out):
+    """``out[i] = sum over chunks of buffers[chunk, i]`` in the order of the chunks, for pages that the chunk wrote to.
+
+    ``buffers`` (chunks, N, width) and ``out`` (N, width) are given flat.
+    """
     page = fetch_add(counter, 0, 1)
     while page < pages:
-        begin, end = page * PAGE, min((page + 1) * PAGE, out.shape[0])
+        begin, end = page * PAGE * width, min((page + 1) * PAGE * width, out.size)
         for i in range(begin, end):
-            for c in range(out.shape[1]):
-                out[i, c] = 0.0
-        for chunk in range(touched.shape[0]):
-            if touched[chunk, page]:
+            out[i] = 0.0
+        for chunk in range(touched.size // pages):
+            if touched[chunk * pages + page]:
                 for i in range(begin, end):
-                    for c in range(out.shape[1]):
-                        out[i, c] += buffers[chunk, i, c]
+                    out[i] += buffers[chunk * out.size + i]
         page = fetch_add(counter, 0, 1)

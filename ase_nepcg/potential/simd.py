@@ -32,14 +32,13 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.core.typing.templates import signature as make_signature
-from numba import literal_unroll
-from numba.extending import intrinsic, lower_builtin, models, overload, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
     "LANES",
     "Vec",
     "aligned_empty",
-    "exp2_int",
+    "dot",
     "fetch_add",
     "lanes",
     "load",
@@ -49,6 +48,7 @@ __all__ = [
     "row_sums",
     "splat",
     "store",
+    "total",
     "vsum",
     "where",
 ]
@@ -182,7 +182,67 @@ def _interleave(lanes_of_both, width):
     return order
 
 
+# exp(f) for |f| <= ln(2)/2: Chebyshev interpolation of degree 11, error 3e-18; index = power of f
+_EXP = (
+    1.0,
+    1.0,
+    0.5000000000000019,
+    0.1666666666666668,
+    0.04166666666648795,
+    0.008333333333319589,
+    0.0013888888952352863,
+    0.00019841269890076403,
+    2.4801485441561313e-05,
+    2.755724088722987e-06,
+    2.763265472252779e-07,
+    2.5110049204818658e-08,
+)
+_LOG2_E = 1.4426950408889634
+# ln 2 = high + low; the high part has 32 bits, so that k * high is exact
+_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+
+
+def _constant(x):
+    return ir.Constant(_VEC, [x] * LANES)
+
+
+def _call(builder, name, *args):
+    # llvmlite has no short name for vector types, so the overload is spelled out
+    fn = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_VEC, [_VEC] * len(args)), f"llvm.{name}.v{LANES}f64"
+    )
+    return builder.call(fn, args)
+
+
+def _emit_exp(builder, x):
+    """exp(x), |x| < 700, to about 1e-16 relative: ``2^k exp(f)`` with ``x = k ln 2 + f``."""
+    k = _call(builder, "rint", builder.fmul(x, _constant(_LOG2_E)))
+    f = builder.fsub(x, builder.fmul(k, _constant(_LN2_HIGH)), flags=_FLAGS)
+    f = builder.fsub(f, builder.fmul(k, _constant(_LN2_LOW)), flags=_FLAGS)
+    p = _constant(_EXP[-1])
+    for c in _EXP[-2::-1]:
+        p = _multiply_add(builder, p, f, _constant(c))
+    # 2^k: adding 1.5 * 2^52 leaves k in the low bits of the mantissa, from where it is shifted into the exponent
+    bits = builder.bitcast(builder.fadd(k, _constant(1.5 * 2.0**52)), _IVEC)
+    bits = builder.add(builder.shl(bits, ir.Constant(_IVEC, [52] * LANES)), ir.Constant(_IVEC, [1023 << 52] * LANES))
+    return builder.fmul(p, builder.bitcast(bits, _VEC))
+
+
+def _emit_tanh(builder, x):
+    """tanh(x) to about 1e-16 absolute: ``(1 - e) / (1 + e)`` with ``e = exp(-2|x|)``; 1 beyond 20, NaN stays NaN."""
+    size = _call(builder, "fabs", x)
+    size = builder.select(builder.fcmp_ordered(">", size, _constant(20.0)), _constant(20.0), size)
+    e = _emit_exp(builder, builder.fmul(size, _constant(-2.0)))
+    one = _constant(1.0)
+    return _call(builder, "copysign", builder.fdiv(builder.fsub(one, e), builder.fadd(one, e)), x)
+
+
 # --- operators -----------------------------------------------------------------------------------------------------
+
+
+# Numba tries templates of the most specific target first: without this every vector operation would be offered to all
+# overloads of the operator (lists, strings, ...) before, which doubles the compile time
+_FIRST = {"target": "cpu"}
 
 
 def _is_number(ty):
@@ -193,6 +253,8 @@ def _binary(*ops, emit):
     for op in ops:
 
         class Template(AbstractTemplate):
+            metadata = _FIRST
+
             def generic(self, args, kws):
                 if len(args) == 2 and any(isinstance(a, VecType) for a in args) and all(map(_is_number, args)):
                     return make_signature(Vec, *(a if isinstance(a, VecType) else types.float64 for a in args))
@@ -217,6 +279,8 @@ _binary(operator.truediv, operator.itruediv, emit=lambda builder, a, b: builder.
 
 def _unary(op, emit):
     class Template(AbstractTemplate):
+        metadata = _FIRST
+
         def generic(self, args, kws):
             if len(args) == 1 and isinstance(args[0], VecType):
                 return make_signature(Vec, Vec)
@@ -229,21 +293,16 @@ def _unary(op, emit):
         return emit(builder, args[0])
 
 
-def _llvm_unary(name):
-    def emit(builder, v):
-        # llvmlite has no short name for vector types, so the overload is spelled out
-        fn = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VEC, [_VEC]), f"{name}.v{LANES}f64")
-        return builder.call(fn, [v])
-
-    return emit
-
-
 _unary(operator.neg, lambda builder, v: builder.fneg(v))
-_unary(math.sqrt, _llvm_unary("llvm.sqrt"))
-_unary(abs, _llvm_unary("llvm.fabs"))
+_unary(abs, lambda builder, v: _call(builder, "fabs", v))
+_unary(math.sqrt, lambda builder, v: _call(builder, "sqrt", v))
+_unary(math.exp, _emit_exp)
+_unary(math.tanh, _emit_tanh)
 
 
 class _GetItem(AbstractTemplate):
+    metadata = _FIRST
+
     def generic(self, args, kws):
         if len(args) == 2 and isinstance(args[0], VecViewType) and isinstance(args[1], types.Integer):
             return make_signature(Vec, VecView, types.intp)
@@ -251,6 +310,8 @@ class _GetItem(AbstractTemplate):
 
 
 class _SetItem(AbstractTemplate):
+    metadata = _FIRST
+
     def generic(self, args, kws):
         if len(args) == 3 and isinstance(args[0], VecViewType) and isinstance(args[1], types.Integer):
             value = args[2] if isinstance(args[2], VecType) else types.float64
@@ -359,89 +420,6 @@ def where(typingctx, a, b, if_less, otherwise):
 
 
 @intrinsic
-def _round(typingctx, v):
-    """Nearest integer, ties to even."""
-    return Vec(Vec), lambda context, builder, sig, args: _llvm_unary("llvm.rint")(builder, args[0])
-
-
-@intrinsic
-def exp2_int(typingctx, v):
-    """``2.0 ** round(v)`` for ``|v| < 1000``: the rounded number is shifted into the exponent bits."""
-
-    def codegen(context, builder, sig, args):
-        # adding 1.5 * 2^52 leaves round(v) in the low bits of the mantissa
-        magic = _splat(builder, ir.Constant(_DOUBLE, 1.5 * 2.0**52))
-        bits = builder.bitcast(builder.fadd(args[0], magic), _IVEC)
-        shift = ir.Constant(_IVEC, [52] * LANES)
-        one = ir.Constant(_IVEC, [1023 << 52] * LANES)
-        return builder.bitcast(builder.add(builder.shl(bits, shift), one), _VEC)
-
-    return Vec(Vec), codegen
-
-
-@intrinsic
-def _copysign(typingctx, magnitude, sign):
-    def codegen(context, builder, sig, args):
-        name = f"llvm.copysign.v{LANES}f64"
-        fn = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VEC, [_VEC, _VEC]), name)
-        return builder.call(fn, args)
-
-    return Vec(Vec, Vec), codegen
-
-
-# exp(f) for |f| <= ln(2)/2: Chebyshev interpolation of degree 11, error 3e-18; index = power of f
-_EXP = (
-    1.0,
-    1.0,
-    0.5000000000000019,
-    0.1666666666666668,
-    0.04166666666648795,
-    0.008333333333319589,
-    0.0013888888952352863,
-    0.00019841269890076403,
-    2.4801485441561313e-05,
-    2.755724088722987e-06,
-    2.763265472252779e-07,
-    2.5110049204818658e-08,
-)
-_LOG2_E = 1.4426950408889634
-# ln 2 = high + low; the high part has 32 bits, so that k * high is exact
-_LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
-
-
-@overload(math.exp)
-def _exp(x):
-    """exp(x) for |x| < 700 to about 1e-16 relative: ``2^k exp(f)`` with ``x = k ln 2 + f``."""
-    if not isinstance(x, VecType):
-        return None
-
-    def exp(x):
-        k = _round(x * _LOG2_E)
-        f = (x - k * _LN2_HIGH) - k * _LN2_LOW
-        p = splat(_EXP[11])
-        for i in literal_unroll((10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)):
-            p = p * f + _EXP[i]
-        return p * exp2_int(k)
-
-    return exp
-
-
-@overload(math.tanh)
-def _tanh(x):
-    """tanh(x) to about 1e-16 absolute: ``(1 - e) / (1 + e)`` with ``e = exp(-2|x|)``."""
-    if not isinstance(x, VecType):
-        return None
-
-    def tanh(x):
-        # beyond 20 tanh is 1 in double precision; NaN passes the comparison
-        size = where(20.0, abs(x), 20.0, abs(x))
-        e = math.exp(-2.0 * size)
-        return _copysign((1.0 - e) / (1.0 + e), x)
-
-    return tanh
-
-
-@intrinsic
 def row_dots(typingctx, a, a_first, a_step, b, b_first, b_step, b_row, n):
     """LANES dot products that share one factor.
 
@@ -499,6 +477,62 @@ def row_sums(typingctx, view, first):
         return _sum_rows(builder, [_load(builder, _element(builder, base, ir.Constant(_INT64, w))) for w in range(LANES)])
 
     return Vec(VecView, types.intp), codegen
+
+
+def _sum_loop(builder, n, term):
+    """Sum of the lanes of ``term(t)`` over t < n; two accumulators, as one addition waits for the one before."""
+    zero, one = ir.Constant(_INT64, 0), ir.Constant(_INT64, 1)
+    entry = builder.block
+    loop, done = builder.append_basic_block("sum.loop"), builder.append_basic_block("sum.done")
+    builder.cbranch(builder.icmp_signed(">", n, zero), loop, done)
+    builder.position_at_end(loop)
+    t, even, odd = builder.phi(_INT64), builder.phi(_VEC), builder.phi(_VEC)
+    new = term(even, t)
+    t_next = builder.add(t, one)
+    t.add_incoming(zero, entry)
+    t.add_incoming(t_next, loop)
+    # the accumulators change places in each turn
+    even.add_incoming(_constant(0.0), entry)
+    even.add_incoming(odd, loop)
+    odd.add_incoming(_constant(0.0), entry)
+    odd.add_incoming(new, loop)
+    builder.cbranch(builder.icmp_signed("<", t_next, n), loop, done)
+    builder.position_at_end(done)
+    sums = []
+    for value in (odd, new):
+        phi = builder.phi(_VEC)
+        phi.add_incoming(_constant(0.0), entry)
+        phi.add_incoming(value, loop)
+        sums.append(phi)
+    return _sum_lanes(builder, builder.fadd(*sums))
+
+
+@intrinsic
+def dot(typingctx, a, a_first, b, b_first, n):
+    """Scalar product of n vectors of view ``a`` from ``a_first`` on with n of ``b`` from ``b_first`` on."""
+
+    def codegen(context, builder, sig, args):
+        a0, b0 = _element(builder, args[0], args[1]), _element(builder, args[2], args[3])
+
+        def term(accumulator, t):
+            return _multiply_add(
+                builder, _load(builder, _element(builder, a0, t)), _load(builder, _element(builder, b0, t)), accumulator
+            )
+
+        return _sum_loop(builder, args[4], term)
+
+    return types.float64(VecView, types.intp, VecView, types.intp, types.intp), codegen
+
+
+@intrinsic
+def total(typingctx, a, first, n):
+    """Sum of all lanes of n vectors of view ``a`` from ``first`` on."""
+
+    def codegen(context, builder, sig, args):
+        a0 = _element(builder, args[0], args[1])
+        return _sum_loop(builder, args[2], lambda s, t: builder.fadd(s, _load(builder, _element(builder, a0, t))))
+
+    return types.float64(VecView, types.intp, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)
