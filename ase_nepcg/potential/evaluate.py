@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .basis import fold_coefficients
+from .layout import PAGE, Parameters, Shape, workspace
 from .neighbors import NeighborList
-from .nep import B0, B2, BIAS, D_ANGULAR, D_KN, D_NK, PAGE, PAIR, PARTS, W0, W1, W2, Shape, build_kernel, sum_chunks
+from .nep import build_kernel, sum_chunks
 from .simd import LANES, aligned_empty, padded
 from .threads import default_threads, run_chunks
 
-__all__ = ["Evaluation", "EvaluationError", "Evaluator", "Geometry", "evaluate", "shape_of"]
+__all__ = ["Evaluation", "EvaluationError", "Evaluator", "Geometry", "evaluate"]
 
 # The partition into chunks depends on the number of sites only, so that sums are the same for any number of threads.
 _SITES_PER_CHUNK = 128
@@ -79,74 +79,6 @@ class Evaluation:
         return float(self.energies.sum())
 
 
-def shape_of(model) -> Shape:
-    """The kernel a model needs."""
-    return Shape(
-        n_radial=model.n_max[0] + 1,
-        k_radial=model.basis_size[0] + 1,
-        n_angular=model.n_max[1] + 1,
-        k_angular=model.basis_size[1] + 1,
-        l_max=model.l_max,
-        many_body=tuple(model.many_body),
-        neurons=model.neurons,
-        neurons2=model.neurons2,
-        temperature=model.temperature,
-        zbl=model.zbl is not None,
-    )
-
-
-def _lanes_last(array) -> np.ndarray:
-    """Pad the last axis with zeros to full vectors and flatten; a few vectors more, since kernels read whole groups of rows."""
-    array = np.asarray(array, float)
-    width = padded(array.shape[-1])
-    out = aligned_empty((array.size // array.shape[-1] + LANES) * width)
-    out[:] = 0.0
-    rows = out.reshape(-1, width)
-    rows[: array.size // array.shape[-1], : array.shape[-1]] = array.reshape(-1, array.shape[-1])
-    return out
-
-
-class _Parameters:
-    """Model parameters in the layout of the kernel, for the ``present`` types only."""
-
-    def __init__(self, model, present: tuple[int, ...]):
-        p = list(present)
-        pairs = np.ix_(p, p)
-        radial, angular = (c[pairs] for c in model.pair_cutoffs())
-        self.cutoffs = np.maximum(radial, angular)
-        pair = np.stack([self.cutoffs**2, radial, 1 / radial, angular, 1 / angular], axis=-1)
-        assert pair.shape[-1] == PAIR
-        # c[n, k, a, b] -> folded [a, b, ...]
-        c_radial = fold_coefficients(model.c_radial, 1)[:, :, p][:, :, :, p].transpose(2, 3, 1, 0)
-        c_angular = fold_coefficients(model.c_angular, 1)[:, :, p][:, :, :, p].transpose(2, 3, 0, 1)
-        networks = p if len(model.w0) == model.n_types else [0] * len(p)
-        w0 = (model.w0 * model.q_scaler)[networks].transpose(0, 2, 1)
-        bias = np.full(len(p), model.bias)
-        if model.type_bias is not None:
-            bias += model.type_bias[p]
-        parts = {
-            D_KN: c_radial,
-            D_NK: c_radial.transpose(0, 1, 3, 2),
-            W0: w0,  # [a, d, neuron]
-            B0: model.b0[networks],
-            W1: model.w1[networks],
-        }
-        if model.neurons2:
-            # rows are first-layer neurons, padded to whole vectors of them as b0 is
-            w2 = np.zeros((len(p), padded(model.neurons), model.neurons2))
-            w2[:, : model.neurons] = model.w_hidden2[networks].transpose(0, 2, 1)
-            parts |= {W2: w2, B2: model.b_hidden2[networks]}
-        parts = {k: _lanes_last(v) for k, v in parts.items()} | {D_ANGULAR: _lanes_last(c_angular.ravel()), BIAS: _lanes_last(bias)}
-        sizes = [parts[k].size if k in parts else 0 for k in PARTS]
-        self.at = np.cumsum([0, *sizes[:-1]])
-        self.weights = aligned_empty(sum(sizes))
-        for k, part in parts.items():
-            self.weights[self.at[k] : self.at[k] + part.size] = part
-        self.pair = pair.ravel()
-        table = model.zbl_pairs()
-        self.zbl = np.zeros(0) if table is None else np.ascontiguousarray(table[pairs]).ravel()
-
-
 class Evaluator:
     """Evaluates one model; reuses the neighbour list and buffers of the previous call where they fit.
 
@@ -165,9 +97,10 @@ class Evaluator:
         self.threads = threads
         self.temperature_K = temperature_K
         self.neighbors = NeighborList()
-        self._kernel = build_kernel(shape_of(model))
+        self._kernel = build_kernel(Shape.of(model))
         self._present = None
         self._buffers = {}
+        self._work_key = None
 
     def __call__(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False) -> Evaluation:
         """Energies, forces and virial of ``geometry``; per-site virials and descriptors on request.
@@ -182,7 +115,7 @@ class Evaluator:
             raise ValueError(f"types must be between 0 and {self.model.n_types - 1}")
         present = tuple(np.flatnonzero(counts).tolist())
         if present != self._present:
-            self._parameters = _Parameters(self.model, present)
+            self._parameters = Parameters(self.model, present)
             self._present = present
         types = (np.cumsum(counts > 0) - 1).astype(np.int32)[geometry.types]
         n_chunks = min(-(-n // _SITES_PER_CHUNK), _MAX_CHUNKS if n < _MANY_SITES else _FEWER_CHUNKS)
@@ -197,10 +130,12 @@ class Evaluator:
         virial_parts = self._buffer("virials", n_chunks * n * 9 if virials else 0)
         q = np.empty(n * self.model.n_descriptor if descriptors else 0)
         p = self._parameters
+        capacity = padded(near.longest) + len(present) * LANES
+        work, place = self._workspace(capacity, len(present), threads)
         run_chunks(
             self._kernel,
-            (near.positions.ravel(), types, near.seg, near.neighbors, near.shifts, near.longest, p.pair, p.zbl, p.weights, p.at)
-            + (float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors)
+            (near.positions.ravel(), types, near.seg, near.neighbors, near.shifts, capacity, p.pair, p.zbl, p.weights, p.at)
+            + (float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors, work, place)
             + (energies, force_parts, virial, virial_parts, q, status),
             threads,
         )
@@ -223,6 +158,15 @@ class Evaluator:
             virials=per_site,
             descriptors=q.reshape(n, -1) * self.model.q_scaler if descriptors else None,
         )
+
+    def _workspace(self, capacity: int, n_types: int, threads: int):
+        if self._work_key != (capacity, n_types, threads):
+            self._place = workspace(Shape.of(self.model), capacity, n_types)
+            # a cache line between the workspaces of two threads comes with the alignment of the parts
+            self._work = aligned_empty(threads * self._place[-1])
+            self._work[:] = 0.0
+            self._work_key = capacity, n_types, threads
+        return self._work, self._place
 
     def _buffer(self, name: str, size: int) -> np.ndarray:
         # pages that no chunk touches are never written, so the system never has to provide them

@@ -15,8 +15,8 @@ import math
 import numpy as np
 
 from .cache import kernel_jit
-from .nep import PAGE
-from .simd import fetch_add
+from .layout import PAGE
+from .simd import fetch_add, pointer
 from .threads import run_chunks
 
 __all__ = ["NeighborList", "complete_cell"]
@@ -52,53 +52,56 @@ def complete_cell(cell, pbc) -> np.ndarray:
 
 
 @kernel_jit()
-def _search(counter, members, bin_start, bin_of, n_bins, reach, pbc, x, kind, limit2, cell, image_code, stride, start, count, found):
+def _search(
+    counter, members, bin_start, place, n_bins, reach, pbc, home, shift, x, kind, limit2, cell, image_code, stride, start, count, found
+):  # fmt: skip
     """Candidates of all sites: their number into ``count``, as many as fit between ``start[i]`` and ``start[i + 1]`` into ``found``.
 
-    ``x`` (3 N: all x, y, z), ``kind`` (types) and ``image_code`` are in the order of ``members``. The bins of a row along the last axis are
-    contiguous, so a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
+    ``x`` (3 N: all x, y, z), ``kind`` (types), ``image_code`` and ``place`` (bin coordinates) are in the order of ``members``. For bin coordinate o - reach
+    along direction d, ``home[d, o]`` is the bin inside the cell and ``shift[d, o]`` the number of cells to it (tables, since divisions are slow).
+    The bins of a row along the last axis are contiguous: a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
     """
     n = members.size
     n_types = int(math.sqrt(limit2.size))
     block = 64
-    first = fetch_add(counter, 0, block)
+    n2 = n_bins[2]
+    p_counter, p_x, p_kind, p_limit2 = pointer(counter), pointer(x), pointer(kind), pointer(limit2)
+    p_members, p_image_code, p_found = pointer(members), pointer(image_code), pointer(found)
+    first = fetch_add(p_counter, 0, block)
     while first < n:
         for k in range(first, min(first + block, n)):
             i = members[k]
-            b = bin_of[i]
-            b2 = b % n_bins[2]
-            b1 = b // n_bins[2] % n_bins[1]
-            b0 = b // (n_bins[2] * n_bins[1])
+            b2 = place[k, 2]
             at = start[i]
             last = start[i + 1] - 1
-            for o0 in range(b0 - reach[0], b0 + reach[0] + 1):
-                s0 = o0 // n_bins[0]
+            limits = kind[k] * n_types
+            for o0 in range(place[k, 0], place[k, 0] + 2 * reach[0] + 1):
+                s0 = shift[0, o0]
                 if s0 != 0 and not pbc[0]:
                     continue
-                for o1 in range(b1 - reach[1], b1 + reach[1] + 1):
-                    s1 = o1 // n_bins[1]
+                for o1 in range(place[k, 1], place[k, 1] + 2 * reach[1] + 1):
+                    s1 = shift[1, o1]
                     if s1 != 0 and not pbc[1]:
                         continue
-                    row = ((o0 - s0 * n_bins[0]) * n_bins[1] + (o1 - s1 * n_bins[1])) * n_bins[2]
-                    for s2 in range((b2 - reach[2]) // n_bins[2], (b2 + reach[2]) // n_bins[2] + 1):
+                    row = (home[0, o0] * n_bins[1] + home[1, o1]) * n2
+                    for s2 in range(shift[2, b2], shift[2, b2 + 2 * reach[2]] + 1):
                         if s2 != 0 and not pbc[2]:
                             continue
-                        begin = bin_start[row + max(b2 - reach[2] - s2 * n_bins[2], 0)]
-                        end = bin_start[row + min(b2 + reach[2] - s2 * n_bins[2], n_bins[2] - 1) + 1]
+                        begin = bin_start[row + max(b2 - reach[2] - s2 * n2, 0)]
+                        end = bin_start[row + min(b2 + reach[2] - s2 * n2, n2 - 1) + 1]
                         hx = s0 * cell[0] + s1 * cell[3] + s2 * cell[6] - x[k]
                         hy = s0 * cell[1] + s1 * cell[4] + s2 * cell[7] - x[n + k]
                         hz = s0 * cell[2] + s1 * cell[5] + s2 * cell[8] - x[2 * n + k]
                         code = s0 * stride[0] + s1 * stride[1] + s2 * stride[2] + stride[3] + image_code[k]
                         # the site itself is no neighbour, its images are
                         myself = k if s0 == 0 and s1 == 0 and s2 == 0 else -1
-                        limits = kind[k] * n_types
                         for m in range(begin, end):
-                            dx, dy, dz = x[m] + hx, x[n + m] + hy, x[2 * n + m] + hz
+                            dx, dy, dz = p_x[m] + hx, p_x[n + m] + hy, p_x[2 * n + m] + hz
                             # write always, keep by moving on: cheaper than a branch that nobody can predict
-                            found[min(at, last)] = ((code - image_code[m]) << 32) | members[m]
-                            at += (dx * dx + dy * dy + dz * dz < limit2[limits + kind[m]]) & (m != myself)
+                            p_found[min(at, last)] = ((code - p_image_code[m]) << 32) | p_members[m]
+                            at += (dx * dx + dy * dy + dz * dz < p_limit2[limits + p_kind[m]]) & (m != myself)
             count[i] = at - start[i]
-        first = fetch_add(counter, 0, block)
+        first = fetch_add(p_counter, 0, block)
 
 
 @kernel_jit()
@@ -109,7 +112,8 @@ def _transpose(order, types, start, count, found, mirror, n_types, seg, neighbor
     neighbours sorts all lists in one linear pass. Shifts of the same neighbour (small cells) are then put in order.
     """
     n = types.size
-    cursor = np.zeros(n, np.int64)
+    memory = np.zeros(n, np.int64)
+    cursor, p_found, p_neighbors, p_seg = pointer(memory), pointer(found), pointer(neighbors), pointer(seg)
     total = 0
     for j in range(n):
         cursor[j] = total
@@ -117,35 +121,37 @@ def _transpose(order, types, start, count, found, mirror, n_types, seg, neighbor
     k = 0
     for t in range(n_types):
         for j in range(n):
-            seg[j * (n_types + 1) + t] = cursor[j]
+            p_seg[j * (n_types + 1) + t] = cursor[j]
         while k < n and types[order[k]] == t:
             i = order[k]
             for p in range(start[i], start[i] + count[i]):
-                j = found[p] & 0xFFFFFFFF
-                neighbors[cursor[j]] = ((mirror - (found[p] >> 32)) << 32) | i
+                j = p_found[p] & 0xFFFFFFFF
+                p_neighbors[cursor[j]] = ((mirror - (p_found[p] >> 32)) << 32) | i
                 cursor[j] += 1
             k += 1
     for j in range(n):
         end = cursor[j]
-        seg[j * (n_types + 1) + n_types] = end
-        begin = seg[j * (n_types + 1)]
+        p_seg[j * (n_types + 1) + n_types] = end
+        begin = p_seg[j * (n_types + 1)]
         for p in range(begin + 1, end):
             q = p
-            while q > begin and (neighbors[q] ^ neighbors[q - 1]) & 0xFFFFFFFF == 0 and neighbors[q] < neighbors[q - 1]:
-                swap = neighbors[q]
-                neighbors[q] = neighbors[q - 1]
-                neighbors[q - 1] = swap
+            here = p_neighbors[p]
+            while q > begin and (here ^ p_neighbors[q - 1]) & 0xFFFFFFFF == 0 and here < p_neighbors[q - 1]:
+                p_neighbors[q] = p_neighbors[q - 1]
                 q -= 1
+            p_neighbors[q] = here
+    return memory[0]  # keeps the memory behind cursor alive until here
 
 
 @kernel_jit()
 def _mark_pages(chunks, seg, n_types, neighbors, pages, touched):
     """Pages on which the sites of a chunk, or their neighbours, lie."""
+    p_neighbors, p_touched = pointer(neighbors), pointer(touched)
     for chunk in range(chunks.size - 1):
         for i in range(chunks[chunk], chunks[chunk + 1]):
-            touched[chunk * pages + i // PAGE] = True
+            p_touched[chunk * pages + i // PAGE] = 1
             for p in range(seg[i * (n_types + 1)], seg[i * (n_types + 1) + n_types]):
-                touched[chunk * pages + (neighbors[p] & 0xFFFFFFFF) // PAGE] = True
+                p_touched[chunk * pages + (p_neighbors[p] & 0xFFFFFFFF) // PAGE] = 1
 
 
 class NeighborList:
@@ -192,7 +198,7 @@ class NeighborList:
         return bool(stretch * (rc + self.skin) - 2 * moved > rc * (1 + 1e-12))
 
     def _bins(self, positions, cell, pbc, limit):
-        """Wrapped positions, cells taken off, bin of each site, bins and reach (in bins) per direction."""
+        """Wrapped positions, cells taken off, bin coordinates of each site, bins and reach (in bins) per direction."""
         inverse = np.linalg.inv(cell)
         fractional = positions @ inverse
         image = np.where(pbc, np.floor(fractional), 0.0)
@@ -209,13 +215,15 @@ class NeighborList:
         reach = np.ceil(limit * n_bins / height)
         reach = np.where(pbc, reach, np.minimum(reach, n_bins)).astype(np.int64)
         place = np.clip(((fractional - origin) / extent * n_bins).astype(np.int64), 0, n_bins.astype(np.int64) - 1)
-        n_bins = n_bins.astype(np.int64)
-        return wrapped, image.astype(np.int64), (place[:, 0] * n_bins[1] + place[:, 1]) * n_bins[2] + place[:, 2], n_bins, reach
+        return wrapped, image.astype(np.int64), place, n_bins.astype(np.int64), reach
 
     def _build(self, positions, cell, pbc, types, cutoffs, chunks, threads):
         n = len(positions)
         limit = float(cutoffs.max()) + self.skin
-        wrapped, image, bin_of, n_bins, reach = self._bins(positions, cell, pbc, limit)
+        wrapped, image, place, n_bins, reach = self._bins(positions, cell, pbc, limit)
+        bin_of = (place[:, 0] * n_bins[1] + place[:, 1]) * n_bins[2] + place[:, 2]
+        offset = np.arange((n_bins + 2 * reach).max()) - reach[:, None]
+        home, shift = offset % n_bins[:, None], offset // n_bins[:, None]
         order = np.argsort(types, kind="stable")
         members = order[np.argsort(bin_of[order], kind="stable")]
         bin_start = np.zeros(n_bins.prod() + 1, np.int64)
@@ -248,8 +256,8 @@ class NeighborList:
             found = np.empty(start[-1], np.int64)
             run_chunks(
                 _search,
-                (members, bin_start, bin_of, n_bins, reach, pbc, x, types[members], limit2, cell.ravel(), image_code, stride)
-                + (start, count, found),
+                (members, bin_start, place[members], n_bins, reach, pbc, home, shift, x, types[members], limit2, cell.ravel())
+                + (image_code, stride, start, count, found),
                 threads,
             )
             # the last place of a room is only written to, never kept

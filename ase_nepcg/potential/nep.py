@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -31,62 +30,25 @@ import numpy as np
 from .basis import angular_basis, chebyshev_series, cutoff
 from .cache import kernel_jit
 from .invariants import QUARTIC, cubic_terms, legendre_tables, three_body_weights
-from .simd import LANES, dot, fetch_add, lanes, load, matvec, padded, row_dots, row_sums, splat, store, total, vsum, where
+from .layout import B0, B2, BIAS, D_ANGULAR, D_KN, D_NK, PAGE, PAIR, W0, W1, W2, Shape
+from .simd import LANES, advance, as_integers, dot, fetch_add, lanes, load, matvec, padded, pointer, row_dots, row_sums, splat, store, total, vsum, where
 from .zbl import zbl_energy
 
-__all__ = ["PAGE", "PAIR", "PARTS", "Shape", "build_kernel", "sum_chunks"]
+__all__ = ["build_kernel", "sum_chunks"]
 
-# sites per page: force buffers of a chunk are cleared and summed page by page, where the chunk wrote anything
-PAGE = 64
-# columns of the pair table: (larger cutoff)^2, radial rc, 1/rc, angular rc, 1/rc
-PAIR = 5
 # two sites closer than this (in A) have no direction between them
 OVERLAP = 1e-6
-
-# parts of the parameter array, see Evaluator: radial coefficients [a, b, k, n] and [a, b, n, k], angular [a, b, n, k], network
-PARTS = D_KN, D_NK, D_ANGULAR, W0, B0, W1, BIAS, W2, B2 = range(9)
 
 inlined = functools.partial(
     numba.njit, forceinline=True, fastmath={"contract"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
 
 
-@numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def scratch(n):
-    """Zeros on a 64-byte boundary."""
-    raw = np.zeros(n + 8)
-    offset = (-raw.ctypes.data % 64) // 8
-    return raw[offset : offset + n]
-
-
-class Shape(NamedTuple):
-    """What a kernel is compiled for: numbers of functions (not upper indices)."""
-
-    n_radial: int
-    k_radial: int
-    n_angular: int
-    k_angular: int
-    l_max: int
-    many_body: tuple[str, ...]
-    neurons: int
-    neurons2: int
-    temperature: bool
-    zbl: bool
-
-    @property
-    def n_descriptor(self) -> int:
-        blocks = self.l_max + len(self.many_body)
-        return self.n_radial + self.n_angular * blocks + self.temperature
-
-
 @functools.cache
 def build_kernel(shape: Shape):
     """The compiled evaluation for one shape: a function that works on chunks of sites until none is left."""
     NR, KR, NA, KA, L = shape[:5]
-    LM = L * (L + 2)  # number of (l, k)
-    ZS = (L + 1) * (L + 2)  # Z_{l,m} per block; row m = L + 1 stays zero
-    D = shape.n_descriptor
-    QD = D + LANES  # vectors of LANES n are written at once; the last one overhangs
+    LM, ZS, D = shape.n_sums, shape.n_zlm, shape.n_descriptor
     NG = padded(NA) // LANES
     NAP = NG * LANES
     NRP, KRP = padded(NR), padded(KR)
@@ -445,28 +407,24 @@ def build_kernel(shape: Shape):
                         virials[9 * (n * chunk + near_j[p]) + c] -= near[c // 3 * cap + p] * f[c % 3 * cap + p]
             begin = -(-near_end[t] // LANES) * LANES
 
-    @kernel_jit(shape)
-    def nep_sites(
-        counter, positions, types, seg, neighbors, shifts, longest, pair, zbl_table, weights, at, temperature,
-        chunks, touched, per_site, with_q, energies, forces, virial, virials, descriptors, status,
+    @inlined
+    def work_on_chunks(
+        counter, n, T, positions, types, seg, neighbors, shifts, capacity, pair, zbl_table, weights, at, temperature,
+        n_chunks, chunks, touched, per_site, with_q, work, place, energies, forces, virial, virials, descriptors, status,
     ):  # fmt: skip
-        n = types.size
-        T = seg.size // n - 1
+        cap = capacity
         pages = -(-n // PAGE)
-        cap = -(-longest // LANES) * LANES + T * LANES
-        blocks = cap // LANES
-        near, rad, ang = scratch(4 * cap), scratch(6 * cap), scratch(5 * cap)
-        f, fa = scratch(3 * cap), scratch(3 * cap)
-        near_j, ang_near = np.zeros(cap, np.int64), np.zeros(cap, np.int64)
-        near_end, ang_end = np.zeros(T, np.int64), np.zeros(T, np.int64)
-        g, dg, b = scratch(blocks * NAP * LANES), scratch(blocks * NAP * LANES), scratch(blocks * LM * LANES)
-        zlm, cheb = scratch(blocks * ZS * LANES), scratch(2 * KA * LANES)
-        sums, series = scratch(KRP * LANES + KRP), scratch(KRP)
-        s, S = scratch(LM * NAP), scratch(LM * NAP)
-        q, P = scratch(QD + NAP), scratch(QD + NAP)
-        hidden = scratch((2 * NV + NV2) * LANES)
+        mine = advance(work, fetch_add(counter, 1, 1) * place[21])
+        near, rad, ang = advance(mine, place[0]), advance(mine, place[1]), advance(mine, place[2])
+        f, fa = advance(mine, place[3]), advance(mine, place[4])
+        g, dg, b, zlm = advance(mine, place[5]), advance(mine, place[6]), advance(mine, place[7]), advance(mine, place[8])
+        cheb, sums, series = advance(mine, place[9]), advance(mine, place[10]), advance(mine, place[11])
+        s, S = advance(mine, place[12]), advance(mine, place[13])
+        q, P, hidden = advance(mine, place[14]), advance(mine, place[15]), advance(mine, place[16])
+        near_j, ang_near = as_integers(advance(mine, place[17])), as_integers(advance(mine, place[18]))
+        near_end, ang_end = as_integers(advance(mine, place[19])), as_integers(advance(mine, place[20]))
         chunk = fetch_add(counter, 0, 1)
-        while chunk < chunks.size - 1:
+        while chunk < n_chunks:
             for page in range(pages):
                 if touched[chunk * pages + page]:
                     first, last = n * chunk + page * PAGE, n * chunk + min((page + 1) * PAGE, n)
@@ -500,6 +458,18 @@ def build_kernel(shape: Shape):
                         descriptors[i * D + m] = q[m]
             chunk = fetch_add(counter, 0, 1)
 
+    @kernel_jit(shape)
+    def nep_sites(
+        counter, positions, types, seg, neighbors, shifts, capacity, pair, zbl_table, weights, at, temperature,
+        chunks, touched, per_site, with_q, work, place, energies, forces, virial, virials, descriptors, status,
+    ):  # fmt: skip
+        work_on_chunks(
+            pointer(counter), types.size, seg.size // types.size - 1, pointer(positions), pointer(types), pointer(seg),
+            pointer(neighbors), pointer(shifts), capacity, pointer(pair), pointer(zbl_table), pointer(weights), pointer(at),
+            temperature, chunks.size - 1, pointer(chunks), pointer(touched), per_site, with_q, pointer(work), pointer(place),
+            pointer(energies), pointer(forces), pointer(virial), pointer(virials), pointer(descriptors), pointer(status),
+        )  # fmt: skip
+
     return nep_sites
 
 
@@ -509,13 +479,14 @@ def sum_chunks(counter, touched, pages, width, buffers, out):
 
     ``buffers`` (chunks, N, width) and ``out`` (N, width) are given flat.
     """
-    page = fetch_add(counter, 0, 1)
+    p_counter, p_touched, p_buffers, p_out = pointer(counter), pointer(touched), pointer(buffers), pointer(out)
+    page = fetch_add(p_counter, 0, 1)
     while page < pages:
         begin, end = page * PAGE * width, min((page + 1) * PAGE * width, out.size)
         for i in range(begin, end):
-            out[i] = 0.0
+            p_out[i] = 0.0
         for chunk in range(touched.size // pages):
-            if touched[chunk * pages + page]:
+            if p_touched[chunk * pages + page]:
                 for i in range(begin, end):
-                    out[i] += buffers[chunk * out.size + i]
-        page = fetch_add(counter, 0, 1)
+                    p_out[i] += p_buffers[chunk * out.size + i]
+        page = fetch_add(p_counter, 0, 1)

@@ -9,16 +9,17 @@ certain, needs no reassociation of sums (so results are reproducible) and compil
 name                meaning
 ==================  ================================================================================
 ``LANES``           doubles per vector: 8 where the CPU has AVX-512, else 4
-``lanes(a, i)``     view of array ``a`` from element ``i`` on as vectors: ``v = lanes(a, 0); v[t]``
-                    is ``a[t*LANES:(t+1)*LANES]``; read and written with ``v[t]``
-``load, store``     one vector at any element offset of an array
+``pointer(array)``  address of an array, indexed without checks; ``advance``, ``as_integers``
+``lanes(a, i)``     view behind pointer ``a`` from element ``i`` on as vectors: ``v = lanes(a, 0)``;
+                    ``v[t]`` is ``a[t*LANES:(t+1)*LANES]``, to read and to write
+``load, store``     one vector at any element offset of a pointer
 ``splat(x)``        vector with all lanes equal to ``x``
 ``vsum(v)``         sum of the lanes (fixed tree order)
 ``row_dots``        LANES dot products at once, see its docstring
 ``matvec``          small dense matrix times vector with all accumulators in registers
 ==================  ================================================================================
 
-Views do not keep their array alive: the array must outlive the view.
+Pointers and views do not keep their array alive: it must outlive them.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 __all__ = [
     "LANES",
     "Vec",
+    "advance",
     "aligned_empty",
+    "as_integers",
     "dot",
     "fetch_add",
     "lanes",
     "load",
     "matvec",
     "padded",
+    "pointer",
     "row_dots",
     "row_sums",
     "splat",
@@ -342,50 +346,84 @@ def _setitem(context, builder, sig, args):
 # --- functions -----------------------------------------------------------------------------------------------------
 
 
-def _array_pointer(context, builder, array_type, array, index):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index], source_etype=_DOUBLE)
+def _is_doubles(ty):
+    return isinstance(ty, types.CPointer) and ty.dtype == types.float64
 
 
-def _is_double_array(ty):
-    return isinstance(ty, types.Array) and ty.ndim == 1 and ty.dtype == types.float64 and ty.layout == "C"
-
-
-@intrinsic
-def lanes(typingctx, array, start):
-    """View of the 1-D float64 array from element ``start`` on as vectors."""
-    if not _is_double_array(array):
-        return None
-
-    def codegen(context, builder, sig, args):
-        return _array_pointer(context, builder, sig.args[0], args[0], args[1])
-
-    return VecView(array, types.intp), codegen
+def _at(builder, pointer, index):
+    return builder.gep(pointer, [index], source_etype=_DOUBLE)
 
 
 @intrinsic
-def load(typingctx, array, start):
-    """The vector ``array[start : start + LANES]``."""
-    if not _is_double_array(array):
+def pointer(typingctx, array):
+    """Address of the first element of a contiguous array: indexing it costs no check for negative numbers.
+
+    Like a view, it does not keep the array alive.
+    """
+    if not (isinstance(array, types.Array) and array.layout == "C"):
         return None
 
     def codegen(context, builder, sig, args):
-        return _load(builder, _array_pointer(context, builder, sig.args[0], args[0], args[1]))
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.bitcast(data, context.get_value_type(sig.return_type))
 
-    return Vec(array, types.intp), codegen
+    # booleans are stored as bytes
+    dtype = types.uint8 if array.dtype == types.boolean else array.dtype
+    return types.CPointer(dtype)(array), codegen
 
 
 @intrinsic
-def store(typingctx, array, start, value):
-    """``array[start : start + LANES] = value``."""
-    if not _is_double_array(array):
+def advance(typingctx, doubles, n):
+    """The pointer ``doubles`` moved by n elements."""
+    if not _is_doubles(doubles):
+        return None
+    return doubles(doubles, types.intp), lambda context, builder, sig, args: _at(builder, *args)
+
+
+@intrinsic
+def as_integers(typingctx, doubles):
+    """The memory behind a pointer to float64, used for int64."""
+    if not _is_doubles(doubles):
+        return None
+    target = types.CPointer(types.int64)
+    return target(doubles), lambda context, builder, sig, args: builder.bitcast(args[0], context.get_value_type(target))
+
+
+@intrinsic
+def lanes(typingctx, doubles, start):
+    """View of float64 numbers behind a pointer, from element ``start`` on, as vectors."""
+    if not _is_doubles(doubles):
         return None
 
     def codegen(context, builder, sig, args):
-        _store(builder, args[2], _array_pointer(context, builder, sig.args[0], args[0], args[1]))
+        return _at(builder, args[0], args[1])
+
+    return VecView(doubles, types.intp), codegen
+
+
+@intrinsic
+def load(typingctx, doubles, start):
+    """The vector ``doubles[start : start + LANES]``."""
+    if not _is_doubles(doubles):
+        return None
+
+    def codegen(context, builder, sig, args):
+        return _load(builder, _at(builder, args[0], args[1]))
+
+    return Vec(doubles, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, doubles, start, value):
+    """``doubles[start : start + LANES] = value``."""
+    if not _is_doubles(doubles):
+        return None
+
+    def codegen(context, builder, sig, args):
+        _store(builder, args[2], _at(builder, args[0], args[1]))
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, Vec), codegen
+    return types.none(doubles, types.intp, Vec), codegen
 
 
 @intrinsic
@@ -539,7 +577,7 @@ def total(typingctx, a, first, n):
 def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
     """``out[c] += sum over d < n of x[x_first + d] * matrix[first + d columns + c]`` for all vectors ``c < columns``.
 
-    ``matrix`` and ``out`` are views (indices in vectors), ``x`` a float64 array of scalars, ``columns`` a compile-time
+    ``matrix`` and ``out`` are views (indices in vectors), ``x`` a pointer to scalars, ``columns`` a compile-time
     constant. Up to 12 accumulators are kept in registers at a time.
     """
     if not isinstance(columns, types.IntegerLiteral):
@@ -549,7 +587,7 @@ def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
 
     def codegen(context, builder, sig, args):
         matrix, first, x, x_first, n, out, _ = args
-        x0 = _array_pointer(context, builder, sig.args[2], x, x_first)
+        x0 = _at(builder, x, x_first)
         matrix0 = _element(builder, matrix, first)
         stride = ir.Constant(_INT64, n_columns * LANES)
         for start in range(0, n_columns, group):
@@ -586,16 +624,12 @@ def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
 
 
 @intrinsic
-def fetch_add(typingctx, array, index, value):
-    """Atomically add ``value`` to ``array[index]`` (int64) and return the old value: the work counter of the threads."""
-    if not (isinstance(array, types.Array) and array.dtype == types.int64):
+def fetch_add(typingctx, counters, index, value):
+    """Atomically add ``value`` to ``counters[index]`` (int64) and return the old value: how threads share work."""
+    if not (isinstance(counters, types.CPointer) and counters.dtype == types.int64):
         return None
 
     def codegen(context, builder, sig, args):
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        pointer = builder.gep(data, [args[1]], source_etype=_INT64)
-        return builder.atomic_rmw("add", pointer, args[2], "monotonic")
+        return builder.atomic_rmw("add", builder.gep(args[0], [args[1]], source_etype=_INT64), args[2], "monotonic")
 
-    return types.int64(array, types.intp, types.int64), codegen
-
-
+    return types.int64(counters, types.intp, types.int64), codegen

@@ -105,9 +105,10 @@ def default_threads() -> int:
 def run_chunks(kernel, arguments, threads: int) -> None:
     """Call ``kernel(counter, *arguments)`` in up to ``threads`` threads that share one fresh ``counter``.
 
-    The kernel must take work by ``fetch_add(counter, 0, 1)`` until none is left and return.
+    The kernel must take work by ``fetch_add(counter, 0, 1)`` until none is left and return; ``fetch_add(counter, 1, 1)`` numbers the calls,
+    0 to ``threads - 1``, for those who need a workspace of their own.
     """
-    counter = np.zeros(1, np.int64)
+    counter = np.zeros(2, np.int64)
     if threads <= 1:
         kernel(counter, *arguments)
         return
