@@ -8,6 +8,7 @@ waits (asleep) only for chunks that a helper has begun.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import threading
@@ -17,11 +18,37 @@ import numpy as np
 __all__ = ["default_threads", "run_chunks"]
 
 
+def _find_cpu_number():
+    try:
+        # PyDLL: the call is shorter than giving up and taking back the interpreter lock
+        return ctypes.PyDLL(None).sched_getcpu
+    except (OSError, AttributeError, TypeError):  # not on Linux
+        return None
+
+
+_cpu_number = _find_cpu_number() if hasattr(os, "sched_setaffinity") else None
+
+
+def _leave_cpu(cpu: int) -> None:
+    """Move the calling thread to another processor if it runs on ``cpu``.
+
+    Linux often wakes a helper on the processor of the thread that woke it, and keeps it there for many milliseconds although another
+    processor is idle. The thread may go anywhere again afterwards.
+    """
+    if _cpu_number is None or _cpu_number() != cpu:
+        return
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) > 1 and cpu in allowed:
+        os.sched_setaffinity(0, allowed - {cpu})
+        os.sched_setaffinity(0, allowed)
+
+
 class _Job:
     """One kernel call, made by several threads with a common counter of chunks."""
 
     def __init__(self, call):
         self.call = call
+        self.cpu = _cpu_number() if _cpu_number is not None else -1
         self.lock = threading.Lock()
         self.running = 0
         self.finished = False
@@ -34,6 +61,7 @@ class _Job:
                 return
             self.running += 1
         try:
+            _leave_cpu(self.cpu)
             self.call()
         except BaseException as error:  # handed to the caller, whose result is incomplete
             self.error = error
