@@ -98,6 +98,7 @@ class Evaluator:
         self.temperature_K = temperature_K
         self.neighbors = NeighborList()
         self._kernel = build_kernel(Shape.of(model))
+        self._given_types = None
         self._present = None
         self._buffers = {}
         self._work_key = None
@@ -110,16 +111,10 @@ class Evaluator:
         n = len(geometry.positions)
         if n == 0:
             raise EvaluationError("there are no sites to evaluate")
-        counts = np.bincount(geometry.types, minlength=self.model.n_types)
-        if geometry.types.min() < 0 or len(counts) > self.model.n_types:
-            raise ValueError(f"types must be between 0 and {self.model.n_types - 1}")
-        present = tuple(np.flatnonzero(counts).tolist())
-        if present != self._present:
-            self._parameters = Parameters(self.model, present)
-            self._present = present
-        types = (np.cumsum(counts > 0) - 1).astype(np.int32)[geometry.types]
-        n_chunks = min(-(-n // _SITES_PER_CHUNK), _MAX_CHUNKS if n < _MANY_SITES else _FEWER_CHUNKS)
-        chunks = np.linspace(0, n, n_chunks + 1).astype(np.int64)
+        if not np.array_equal(geometry.types, self._given_types):
+            self._sort_types(geometry.types)
+        types, chunks = self._types, self._chunks
+        n_chunks = len(chunks) - 1
         threads = min(self.threads or default_threads(), n_chunks)
 
         near = self.neighbors
@@ -130,8 +125,9 @@ class Evaluator:
         virial_parts = self._buffer("virials", n_chunks * n * 9 if virials else 0)
         q = np.empty(n * self.model.n_descriptor if descriptors else 0)
         p = self._parameters
-        capacity = padded(near.longest) + len(present) * LANES
-        work, place = self._workspace(capacity, len(present), threads)
+        n_types = len(p.cutoffs)
+        capacity = padded(near.longest) + n_types * LANES
+        work, place = self._workspace(capacity, n_types, threads)
         run_chunks(
             self._kernel,
             (near.positions.ravel(), types, near.seg, near.neighbors, near.shifts, capacity, p.pair, p.zbl, p.weights, p.at)
@@ -158,6 +154,21 @@ class Evaluator:
             virials=per_site,
             descriptors=q.reshape(n, -1) * self.model.q_scaler if descriptors else None,
         )
+
+    def _sort_types(self, given: np.ndarray) -> None:
+        """Number the types that occur 0, 1, ...; parameters of the others are left out."""
+        n = len(given)
+        if given.min() < 0 or given.max() >= self.model.n_types:
+            raise ValueError(f"types: expected numbers from 0 to {self.model.n_types - 1}, got {given.min()} to {given.max()}")
+        counts = np.bincount(given, minlength=self.model.n_types)
+        present = tuple(np.flatnonzero(counts).tolist())
+        if present != self._present:
+            self._parameters = Parameters(self.model, present)
+            self._present = present
+        self._types = (np.cumsum(counts > 0) - 1).astype(np.int32)[given]
+        n_chunks = min(-(-n // _SITES_PER_CHUNK), _MAX_CHUNKS if n < _MANY_SITES else _FEWER_CHUNKS)
+        self._chunks = np.linspace(0, n, n_chunks + 1).astype(np.int64)
+        self._given_types = given.copy()
 
     def _workspace(self, capacity: int, n_types: int, threads: int):
         if self._work_key != (capacity, n_types, threads):

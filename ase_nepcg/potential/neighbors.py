@@ -167,11 +167,15 @@ class NeighborList:
         self.skin = skin
         self.builds = 0
         self._positions = None
+        self._given_cell = None
         self._room = None
 
     def update(self, positions, cell, pbc, types, cutoffs, chunks, threads: int = 1) -> None:
         """Make the list fit the geometry. ``cutoffs`` (T, T) in Å, ``chunks`` boundaries of the chunks of sites."""
-        cell = complete_cell(cell, pbc)
+        given = (cell.tobytes(), pbc.tobytes())
+        if given != self._given_cell:
+            self._complete, self._given_cell = complete_cell(cell, pbc), given
+        cell = self._complete
         if not self._fits(positions, cell, pbc, types, cutoffs, chunks):
             self._build(positions, cell, pbc, types, cutoffs, chunks, threads)
         self.shifts = (self._shift_triples @ cell).ravel()
