@@ -498,6 +498,19 @@ class NEPModel(_Record):
 
         write_model(path, self)
 
+    @classmethod
+    def from_text(cls, text: str) -> NEPModel:
+        """The model described by ``text``, the content of a ``nep.txt``."""
+        from .nepfile import parse_model
+
+        return parse_model(text)
+
+    def to_text(self) -> str:
+        """The content of the ``nep.txt`` of this model."""
+        from .nepfile import format_model
+
+        return format_model(self)
+
 
 def _axis(name: str, value, axis: int) -> int:
     shape = np.shape(value)

@@ -9,6 +9,7 @@ flexible ZBL. The reader accepts nothing that it does not understand completely:
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -77,7 +78,8 @@ class _File:
         self.file = file
         self.line = 0
         self.header_bytes = 0
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = file.seek(0, os.SEEK_END)
+        file.seek(0)
 
     def error(self, message: str, line: int | None = None) -> ModelFileError:
         return ModelFileError(self.path, self.line if line is None else line, message)
@@ -158,12 +160,12 @@ class _File:
 
     def _check_last_line(self, data: bytes) -> None:
         # a number that is cut off still is a number: only its length and the missing line end show it
-        before, _, last = data.rpartition(b"\n")
-        last = last.rstrip()
-        before = before.rstrip().rpartition(b"\n")[2]
-        if last and len(last) < len(before):
+        # (in a file of fixed width, as programs write it)
+        *before, last = (row.rstrip() for row in data[-2000:].split(b"\n"))
+        widths = {len(row) for row in before[len(data) > 2000 :] if row}
+        if last and len(widths) == 1 and len(last) < widths.pop():
             raise self.error(
-                f"expected a line end after {_shown(last.strip().decode('ascii'))}, which is shorter than the line "
+                f"expected a line end after {_shown(last.strip().decode('ascii'))}, which is shorter than the lines "
                 "before, got the end of the file: it is cut off (if not, add a line end)",
                 self.line + data.count(b"\n") + 1,
             )
@@ -256,34 +258,52 @@ def read_model(path) -> NEPModel:
     Raises :class:`ModelFileError` (file, line, got, expected) for every defect and ``FileNotFoundError``.
     """
     with _open(path) as file:
-        header = _read_header(file)
-        version, species = header["version"], header["species"]
-        n_descriptor = check_size(header["n_max"], header["l_max"], header["many_body"]) + header["temperature"]
-        shapes = array_shapes(
-            version, len(species), header["n_max"], header["basis_size"], n_descriptor, header.pop("neurons")
-        )
-        n_parameters = count_parameters(*shapes)
-        zbl_line = header.pop("zbl_numbers")
-        flexible = zbl_line is not None and zbl_line[:2] == [0, 0]
-        n_pairs = len(species) * (len(species) + 1) // 2 if flexible else 0
+        return _parse(file)
 
-        start = file.file.tell()
-        numbers = file.rows(n_parameters + n_descriptor + 10 * n_pairs, 1)[:, 0]
-        scaler = numbers[n_parameters : n_parameters + n_descriptor]
-        for index in np.flatnonzero(~(scaler > 0))[:1]:
-            line = file.line_of(start, n_parameters + int(index))
-            raise file.error(f"scaler: expected a number above 0, got {scaler[index]:g}", line)
-        if flexible:
-            table = numbers[n_parameters + n_descriptor :].reshape(n_pairs, 10)
-            defect = flexible_defect(table)
-            if defect is not None:
-                row, message = defect
-                raise file.error(message, file.line_of(start, n_parameters + n_descriptor + 10 * row))
-            header["zbl"] = ZBL(0, 0, flexible=table)
-        elif zbl_line is not None:
-            header["zbl"] = ZBL(*zbl_line)
-        with file.here():
-            return NEPModel(q_scaler=scaler, **header, **unpack_parameters(numbers[:n_parameters], *shapes))
+
+def parse_model(text: str, name: str = "model text") -> NEPModel:
+    """The model in ``text``, the content of a ``nep.txt``; ``name`` stands for the file in errors."""
+    return _parse(_File(name, io.BytesIO(text.encode())))
+
+
+def format_model(model: NEPModel) -> str:
+    """The content of the file that :func:`write_model` writes."""
+    tail = [model.q_scaler]
+    if model.zbl is not None and model.zbl.flexible is not None:
+        tail.append(model.zbl.flexible.ravel())
+    numbers = np.concatenate([model.parameters(), *tail])
+    return "\n".join(_header_lines(model)) + "\n" + _formatted(numbers[:, None])
+
+
+def _parse(file: _File) -> NEPModel:
+    header = _read_header(file)
+    version, species = header["version"], header["species"]
+    n_descriptor = check_size(header["n_max"], header["l_max"], header["many_body"]) + header["temperature"]
+    shapes = array_shapes(
+        version, len(species), header["n_max"], header["basis_size"], n_descriptor, header.pop("neurons")
+    )
+    n_parameters = count_parameters(*shapes)
+    zbl_line = header.pop("zbl_numbers")
+    flexible = zbl_line is not None and zbl_line[:2] == [0, 0]
+    n_pairs = len(species) * (len(species) + 1) // 2 if flexible else 0
+
+    start = file.file.tell()
+    numbers = file.rows(n_parameters + n_descriptor + 10 * n_pairs, 1)[:, 0]
+    scaler = numbers[n_parameters : n_parameters + n_descriptor]
+    for index in np.flatnonzero(~(scaler > 0))[:1]:
+        line = file.line_of(start, n_parameters + int(index))
+        raise file.error(f"scaler: expected a number above 0, got {scaler[index]:g}", line)
+    if flexible:
+        table = numbers[n_parameters + n_descriptor :].reshape(n_pairs, 10)
+        defect = flexible_defect(table)
+        if defect is not None:
+            row, message = defect
+            raise file.error(message, file.line_of(start, n_parameters + n_descriptor + 10 * row))
+        header["zbl"] = ZBL(0, 0, flexible=table)
+    elif zbl_line is not None:
+        header["zbl"] = ZBL(*zbl_line)
+    with file.here():
+        return NEPModel(q_scaler=scaler, **header, **unpack_parameters(numbers[:n_parameters], *shapes))
 
 
 def _read_header(file: _File) -> dict:
@@ -375,11 +395,7 @@ def _read_cutoff(file: _File, header: dict) -> None:
 
 def write_model(path, model: NEPModel) -> None:
     """Write ``model`` as GPUMD does: numbers with 8 digits, but with more where reading back would not be exact."""
-    tail = [model.q_scaler]
-    if model.zbl is not None and model.zbl.flexible is not None:
-        tail.append(model.zbl.flexible.ravel())
-    numbers = np.concatenate([model.parameters(), *tail])
-    write_atomically(path, "\n".join(_header_lines(model)) + "\n" + _formatted(numbers[:, None]))
+    write_atomically(path, format_model(model))
 
 
 def _header_lines(model: NEPModel) -> list[str]:
