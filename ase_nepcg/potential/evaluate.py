@@ -120,7 +120,7 @@ class Evaluator:
         near = self.neighbors
         near.update(geometry.positions, geometry.cell, geometry.pbc, types, self._parameters.cutoffs, chunks, threads)
         energies, virial = np.empty(n), np.empty(n_chunks * 9)
-        status = np.zeros(n_chunks * 3, np.int64)
+        status = np.zeros(n_chunks * 2, np.int64)
         force_parts = self._buffer("forces", n_chunks * n * 3)
         virial_parts = self._buffer("virials", n_chunks * n * 9 if virials else 0)
         q = np.empty(n * self.model.n_descriptor if descriptors else 0)
@@ -130,15 +130,24 @@ class Evaluator:
         work, place = self._workspace(capacity, n_types, threads)
         run_chunks(
             self._kernel,
-            (near.positions.ravel(), types, near.seg, near.neighbors, near.shifts, capacity, p.pair, p.zbl, p.weights, p.at)
+            (
+                near.positions.ravel(),
+                types,
+                near.seg,
+                near.neighbors,
+                near.shifts,
+                capacity,
+                p.pair,
+                p.zbl,
+                p.weights,
+                p.at,
+            )
             + (float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors, work, place)
             + (energies, force_parts, virial, virial_parts, q, status),
             threads,
         )
-        failed = status.reshape(-1, 3)[status[::3] != 0]
-        if len(failed):
-            i, j = sorted(failed[0, 1:])
-            raise EvaluationError(f"sites {i} and {j} are at the same place" if i != j else f"site {i} is at the place of its own image")
+        if status.any():
+            self._report_overlap(*status.reshape(-1, 2)[np.flatnonzero(status[::2])[0]])
         forces = self._sum("forces", 3, n, threads)
         per_site = self._sum("virials", 9, n, threads).reshape(n, 3, 3) if virials else None
         if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
@@ -155,11 +164,24 @@ class Evaluator:
             descriptors=q.reshape(n, -1) * self.model.q_scaler if descriptors else None,
         )
 
+    def _report_overlap(self, site: int, entry: int):
+        """Name two sites without distance: ``site`` - 1 and one of its LANES neighbours from list entry ``entry`` on."""
+        near, i = self.neighbors, site - 1
+        packed = near.neighbors[entry : min(entry + LANES, near.seg[(i + 1) * len(self._parameters.cutoffs) + i])]
+        j, shift = packed & 0xFFFFFFFF, near.shifts.reshape(-1, 4)[packed >> 32]
+        positions = near.positions.reshape(-1, 4)
+        j = j[np.argmin(((positions[j] - positions[i] + shift) ** 2).sum(axis=1))]
+        raise EvaluationError(
+            f"sites {min(i, j)} and {max(i, j)} are at the same place" if i != j else f"site {i} is at the place of its own image"
+        )
+
     def _sort_types(self, given: np.ndarray) -> None:
         """Number the types that occur 0, 1, ...; parameters of the others are left out."""
         n = len(given)
         if given.min() < 0 or given.max() >= self.model.n_types:
-            raise ValueError(f"types: expected numbers from 0 to {self.model.n_types - 1}, got {given.min()} to {given.max()}")
+            raise ValueError(
+                f"types: expected numbers from 0 to {self.model.n_types - 1}, got {given.min()} to {given.max()}"
+            )
         counts = np.bincount(given, minlength=self.model.n_types)
         present = tuple(np.flatnonzero(counts).tolist())
         if present != self._present:
@@ -191,13 +213,23 @@ class Evaluator:
         pages = -(-n // PAGE)
         # limited by memory: not worth waking threads for small systems
         run_chunks(
-            sum_chunks, (self.neighbors.touched, pages, width, self._buffers[name], out.ravel()), threads if n > 20_000 else 1
+            sum_chunks,
+            (self.neighbors.touched, pages, width, self._buffers[name], out.ravel()),
+            threads if n > 20_000 else 1,
         )
         return out
 
 
 def evaluate(
-    model, geometry: Geometry, *, virials=False, descriptors=False, threads: int | None = None, temperature_K: float | None = None
+    model,
+    geometry: Geometry,
+    *,
+    virials=False,
+    descriptors=False,
+    threads: int | None = None,
+    temperature_K: float | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` (a :class:`~ase_nepcg.NEPModel`) at ``geometry``: a pure function, see :class:`Evaluation` for the results."""
-    return Evaluator(model, threads=threads, temperature_K=temperature_K)(geometry, virials=virials, descriptors=descriptors)
+    return Evaluator(model, threads=threads, temperature_K=temperature_K)(
+        geometry, virials=virials, descriptors=descriptors
+    )

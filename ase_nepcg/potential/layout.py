@@ -15,7 +15,7 @@ __all__ = ["PAGE", "PAIR", "Parameters", "Shape", "workspace"]
 PAGE = 64
 # columns of the pair table: (larger cutoff)^2, radial rc, 1/rc, angular rc, 1/rc
 PAIR = 5
-# parts of the parameter array: radial coefficients [a, b, k, n] and [a, b, n, k], angular ones [a, b, n, k], network [a, d, neuron], ...
+# parts of the parameter array: radial coefficients [a, b, k, n] and [a, b, n, k], angular ones [a, b, n, k], network
 PARTS = D_KN, D_NK, D_ANGULAR, W0, B0, W1, BIAS, W2, B2 = range(9)
 
 
@@ -64,6 +64,14 @@ class Shape(NamedTuple):
         return self.n_radial + self.n_angular * (self.l_max + len(self.many_body)) + self.temperature
 
 
+    @property
+    def neuron_groups(self) -> tuple[int, int]:
+        """Number of groups of first-layer neurons and vectors per group: as even as possible, at most 7."""
+        vectors = padded(self.neurons) // LANES
+        groups = -(-vectors // 7)
+        return groups, -(-vectors // groups)
+
+
 def workspace(shape: Shape, capacity: int, n_types: int) -> np.ndarray:
     """Offsets (in doubles) of the parts of one thread's workspace, in the order in which the kernel takes them; last: its size.
 
@@ -82,18 +90,19 @@ def workspace(shape: Shape, capacity: int, n_types: int) -> np.ndarray:
         blocks * n * LANES,  # dg
         blocks * shape.n_sums * LANES,  # b
         blocks * shape.n_zlm * LANES,  # zlm
-        2 * shape.k_angular * LANES,  # cheb
+        2 * (shape.k_angular + shape.n_angular) * LANES,  # cheb
         padded(shape.k_radial) * (LANES + 1),  # sums
         padded(shape.k_radial),  # series
         shape.n_sums * n,  # s
         shape.n_sums * n,  # S
         q,  # q
         q,  # P
-        2 * padded(shape.neurons) + padded(shape.neurons2),  # hidden
+        2 * np.prod(shape.neuron_groups) * LANES + padded(shape.neurons2),  # hidden
         capacity,  # near_j (integers)
         capacity,  # ang_near
         n_types,  # near_end
         n_types,  # ang_end
+        2 * shape.n_sums * LANES,  # Q
     )
     return np.cumsum([0, *(padded(size) for size in sizes)])
 
@@ -128,18 +137,26 @@ class Parameters:
         bias = np.full(len(p), model.bias)
         if model.type_bias is not None:
             bias += model.type_bias[p]
+        groups, width = Shape.of(model).neuron_groups
+        neurons = groups * width * LANES
+
+        def fill(array):
+            # whole groups of neurons; those added have zero weights
+            return np.pad(array[networks], [(0, 0)] * (array.ndim - 1) + [(0, neurons - array.shape[-1])])
+
+        w0 = fill((model.w0 * model.q_scaler).transpose(0, 2, 1)).reshape(len(p), -1, groups, width * LANES)
         parts = {
             D_KN: c_radial,
             D_NK: c_radial.transpose(0, 1, 3, 2),
             D_ANGULAR: c_angular.ravel(),
-            W0: (model.w0 * model.q_scaler)[networks].transpose(0, 2, 1),
-            B0: model.b0[networks],
-            W1: model.w1[networks],
+            W0: w0.transpose(0, 2, 1, 3),  # [a, group, d, neuron]
+            B0: fill(model.b0),
+            W1: model.w1[networks] if model.neurons2 else fill(model.w1),
             BIAS: bias,
         }
         if model.neurons2:
             # rows are first-layer neurons, padded to whole vectors of them as b0 is
-            w2 = np.zeros((len(p), padded(model.neurons), model.neurons2))
+            w2 = np.zeros((len(p), neurons, model.neurons2))
             w2[:, : model.neurons] = model.w_hidden2[networks].transpose(0, 2, 1)
             parts |= {W2: w2, B2: model.b_hidden2[networks]}
         parts = {k: _lanes_last(v) for k, v in parts.items()}

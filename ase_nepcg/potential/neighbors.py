@@ -16,7 +16,7 @@ import numpy as np
 
 from .cache import kernel_jit
 from .layout import PAGE
-from .simd import fetch_add, pointer
+from .simd import LANES, aligned_empty, fetch_add, pointer
 from .threads import run_chunks
 
 __all__ = ["NeighborList", "complete_cell"]
@@ -154,13 +154,21 @@ def _mark_pages(chunks, seg, n_types, neighbors, pages, touched):
                 p_touched[chunk * pages + (p_neighbors[p] & 0xFFFFFFFF) // PAGE] = 1
 
 
+def _rows_of_four(vectors: np.ndarray) -> np.ndarray:
+    """(n, 3) -> n rows of four doubles, flat: one vector load each."""
+    rows = aligned_empty((len(vectors), 4))
+    rows[:, :3] = vectors
+    rows[:, 3] = 0.0
+    return rows.ravel()
+
+
 class NeighborList:
     """Neighbours of all sites within the cutoffs of their types, kept until something moved too far.
 
     After :meth:`update`: the neighbours of site i of type t are ``neighbors[seg[i (T+1) + t] : seg[i (T+1) + t + 1]]``, each one number
-    ``code * 2^32 + index`` with the shift vector ``shifts[3 code : 3 code + 3]`` (Å); ``longest``, the largest number of neighbours;
+    ``code * 2^32 + index`` with the shift vector ``shifts[4 code : 4 code + 3]`` (Å); ``longest``, the largest number of neighbours;
     ``touched`` (chunks, pages): whether a site of a chunk has a neighbour (or itself) on a page of ``PAGE`` sites; ``builds``, how often the list
-    was made; ``positions``, the positions the shifts belong to.
+    was made; ``positions``, the positions the shifts belong to, as ``shifts`` in rows of four.
     """
 
     def __init__(self, skin: float = 0.6):
@@ -178,8 +186,8 @@ class NeighborList:
         cell = self._complete
         if not self._fits(positions, cell, pbc, types, cutoffs, chunks):
             self._build(positions, cell, pbc, types, cutoffs, chunks, threads)
-        self.shifts = (self._shift_triples @ cell).ravel()
-        self.positions = positions if self._image is None else positions - self._image @ cell
+        self.shifts = _rows_of_four(self._shift_triples @ cell)
+        self.positions = _rows_of_four(positions if self._image is None else positions - self._image @ cell)
 
     def _fits(self, positions, cell, pbc, types, cutoffs, chunks) -> bool:
         if (
@@ -260,7 +268,20 @@ class NeighborList:
             found = np.empty(start[-1], np.int64)
             run_chunks(
                 _search,
-                (members, bin_start, place[members], n_bins, reach, pbc, home, shift, x, types[members], limit2, cell.ravel())
+                (
+                    members,
+                    bin_start,
+                    place[members],
+                    n_bins,
+                    reach,
+                    pbc,
+                    home,
+                    shift,
+                    x,
+                    types[members],
+                    limit2,
+                    cell.ravel(),
+                )
                 + (image_code, stride, start, count, found),
                 threads,
             )
@@ -273,7 +294,8 @@ class NeighborList:
         n_types = len(cutoffs)
         pages = -(-n // PAGE)
         self.seg = np.empty(n * (n_types + 1), np.int64)
-        self.neighbors = np.empty(count.sum(), np.int64)
+        # whole vectors are read, also at the end
+        self.neighbors = np.zeros(count.sum() + LANES, np.int64)
         _transpose(order, types, start, count, found, int(np.prod(span)) - 1, n_types, self.seg, self.neighbors)
         self.touched = np.zeros((len(chunks) - 1) * pages, np.bool_)
         _mark_pages(chunks, self.seg, n_types, self.neighbors, pages, self.touched)

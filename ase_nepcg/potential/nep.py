@@ -29,9 +29,11 @@ import numpy as np
 
 from .basis import angular_basis, chebyshev_series, cutoff
 from .cache import kernel_jit
+from .gather import below, count, count_up, neighbor_vectors, store_kept, store_kept_integers
 from .invariants import QUARTIC, cubic_terms, legendre_tables, three_body_weights
 from .layout import B0, B2, BIAS, D_ANGULAR, D_KN, D_NK, PAGE, PAIR, W0, W1, W2, Shape
-from .simd import LANES, advance, as_integers, dot, fetch_add, lanes, load, matvec, padded, pointer, row_dots, row_sums, splat, store, total, vsum, where
+from .linear import dot, matvec, pair_product, row_dots, row_sums, total
+from .simd import LANES, advance, as_integers, fetch_add, lanes, load, padded, pointer, splat, store, vsum, where
 from .zbl import zbl_energy
 
 __all__ = ["build_kernel", "sum_chunks"]
@@ -40,7 +42,12 @@ __all__ = ["build_kernel", "sum_chunks"]
 OVERLAP = 1e-6
 
 inlined = functools.partial(
-    numba.njit, forceinline=True, fastmath={"contract"}, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    numba.njit,
+    forceinline=True,
+    fastmath={"contract"},
+    error_model="numpy",
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
 )
 
 
@@ -53,7 +60,8 @@ def build_kernel(shape: Shape):
     NAP = NG * LANES
     NRP, KRP = padded(NR), padded(KR)
     NRV, KRV = NRP // LANES, KRP // LANES
-    NV = padded(shape.neurons) // LANES
+    GROUPS, WIDTH = shape.neuron_groups
+    NV = GROUPS * WIDTH
     N1 = shape.neurons
     NV2 = padded(shape.neurons2) // LANES
     N_OUT = NV2 or NV
@@ -78,38 +86,41 @@ def build_kernel(shape: Shape):
     @inlined
     def collect(i, T, a, positions, seg, neighbors, shifts, pair, near, near_j, near_end, cap, status, chunk):
         """Neighbours within the list cutoff: components and r^2 into ``near``, types one after the other, padded."""
-        x, y, z = positions[3 * i], positions[3 * i + 1], positions[3 * i + 2]
         n = 0
         for t in range(T):
             limit = pair[(a * T + t) * PAIR]
-            for p in range(seg[i * (T + 1) + t], seg[i * (T + 1) + t + 1]):
-                j = neighbors[p] & 0xFFFFFFFF
-                s = 3 * (neighbors[p] >> 32)
-                dx = (positions[3 * j] - x) + shifts[s]
-                dy = (positions[3 * j + 1] - y) + shifts[s + 1]
-                dz = (positions[3 * j + 2] - z) + shifts[s + 2]
+            end = seg[i * (T + 1) + t + 1]
+            for p in range(seg[i * (T + 1) + t], end, LANES):
+                # beyond the end there are other numbers of the list, harmless to use
+                dx, dy, dz, j = neighbor_vectors(positions, i, shifts, neighbors, p)
                 d2 = dx * dx + dy * dy + dz * dz
-                near[n] = dx
-                near[cap + n] = dy
-                near[2 * cap + n] = dz
-                near[3 * cap + n] = d2
-                near_j[n] = j
-                n += d2 < limit
-                if d2 < OVERLAP * OVERLAP:
-                    status[3 * chunk] = 1
-                    status[3 * chunk + 1] = i
-                    status[3 * chunk + 2] = j
+                keep = below(d2, limit, end - p)
+                store_kept(near, n, dx, keep)
+                store_kept(near, cap + n, dy, keep)
+                store_kept(near, 2 * cap + n, dz, keep)
+                store_kept(near, 3 * cap + n, d2, keep)
+                store_kept_integers(near_j, n, j, keep)
+                n += count(keep)
+                if count(below(d2, OVERLAP * OVERLAP, end - p)) > 0:
+                    status[2 * chunk] = i + 1
+                    status[2 * chunk + 1] = p
             near_end[t] = n
-            while n % LANES != 0:
-                for c in range(3):
-                    near[c * cap + n] = 0.0
-                near[3 * cap + n] = limit
-                n += 1
+            # dummies up to a full vector
+            for c in range(3):
+                store(near, c * cap + n, splat(0.0))
+            store(near, 3 * cap + n, splat(limit))
+            n = -(-n // LANES) * LANES
 
     @inlined
     def radial_sums(T, a, pair, weights, at, near, near_end, cap, rad, sums, q):
         """``q_n = sum_t sum_k d_nk A_k``, ``A_k = sum_j fc T_k(x)``; keeps x, fc', fc dx/dr, fc, 1/r, r in ``rad``."""
-        v_near, v_rad, v_sum, v_q, v_weights = lanes(near, 0), lanes(rad, 0), lanes(sums, 0), lanes(q, 0), lanes(weights, 0)
+        v_near, v_rad, v_sum, v_q, v_weights = (
+            lanes(near, 0),
+            lanes(rad, 0),
+            lanes(sums, 0),
+            lanes(q, 0),
+            lanes(weights, 0),
+        )
         step = cap // LANES
         for n in range(NRV):
             v_q[n] = 0.0
@@ -145,33 +156,37 @@ def build_kernel(shape: Shape):
             begin = stop
 
     @inlined
-    def angular_functions(T, a, pair, weights, at, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb):
+    def angular_functions(
+        T, a, pair, weights, at, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb
+    ):
         """Pack the angular neighbours; ``g_n``, ``dg_n/dr`` and ``b_lm`` of each. ``ang``: unit vector, 1/r, r (0 for dummies)."""
+        v_near, v_rad = lanes(near, 0), lanes(rad, 0)
+        step = cap // LANES
         m = 0
         begin = 0
         for t in range(T):
             rc = pair[(a * T + t) * PAIR + 3]
-            for p in range(begin, near_end[t]):
-                r = rad[5 * cap + p]
-                inverse_r = rad[4 * cap + p]
-                ang[m] = near[p] * inverse_r
-                ang[cap + m] = near[cap + p] * inverse_r
-                ang[2 * cap + m] = near[2 * cap + p] * inverse_r
-                ang[3 * cap + m] = inverse_r
-                ang[4 * cap + m] = r
-                ang_near[m] = p
-                m += r < rc
-            begin = -(-near_end[t] // LANES) * LANES
+            stop = -(-near_end[t] // LANES)
+            for p in range(begin, stop):
+                inverse_r, r = v_rad[4 * step + p], v_rad[5 * step + p]
+                keep = below(r, rc, near_end[t] - p * LANES)
+                store_kept(ang, m, v_near[p] * inverse_r, keep)
+                store_kept(ang, cap + m, v_near[step + p] * inverse_r, keep)
+                store_kept(ang, 2 * cap + m, v_near[2 * step + p] * inverse_r, keep)
+                store_kept(ang, 3 * cap + m, inverse_r, keep)
+                store_kept(ang, 4 * cap + m, r, keep)
+                store_kept_integers(ang_near, m, count_up(p * LANES), keep)
+                m += count(keep)
+            begin = stop
             ang_end[t] = m
-            for p in range(m, -(-m // LANES) * LANES):
-                for c in range(4):
-                    ang[c * cap + p] = 0.0
-                ang[4 * cap + p] = rc
+            for c in range(4):
+                store(ang, c * cap + m, splat(0.0))
+            store(ang, 4 * cap + m, splat(rc))
             m = -(-m // LANES) * LANES
 
-        v_ang, v_g, v_dg, v_t = lanes(ang, 0), lanes(g, 0), lanes(dg, 0), lanes(cheb, 0)
+        v_ang, v_g, v_dg = lanes(ang, 0), lanes(g, 0), lanes(dg, 0)
+        v_t, v_series = lanes(cheb, 0), lanes(cheb, 2 * KA * LANES)
         v_b, v_z = lanes(b, 0), lanes(zlm, 0)
-        step = cap // LANES
         begin = 0
         for t in range(T):
             stop = -(-ang_end[t] // LANES)
@@ -184,24 +199,22 @@ def build_kernel(shape: Shape):
                 x = 2.0 * (v * v) - 1.0
                 fdx = (-4.0 * inverse_rc) * (v * fc)
                 x2 = 2.0 * x
+                v_t[0] = 1.0
+                v_t[KA] = 0.0
                 t0, t1 = 0.0 * x + 1.0, x
                 u0, u1 = 0.0 * x, 0.0 * x + 1.0
                 for k in range(1, KA):
-                    v_t[2 * k] = t1
-                    v_t[2 * k + 1] = u1
+                    v_t[k] = t1
+                    v_t[KA + k] = u1
                     u0, u1 = u1, 2.0 * t1 + x2 * u1 - u0
                     t0, t1 = t1, x2 * t1 - t0
+                pair_product(weights, at[D_ANGULAR] + (a * T + t) * NA * KA, KA, NA, v_t, 0, v_t, KA, KA, v_series)
                 for n in range(NA):
-                    first = at[D_ANGULAR] + ((a * T + t) * NA + n) * KA
-                    s = 0.0 * x + weights[first]
-                    ds = 0.0 * x
-                    for k in range(1, KA):
-                        c = weights[first + k]
-                        s += c * v_t[2 * k]
-                        ds += c * v_t[2 * k + 1]
-                    v_g[p * NAP + n] = fc * s
-                    v_dg[p * NAP + n] = dfc * s + fdx * ds
-                angular_basis(v_ang[p], v_ang[step + p], v_ang[2 * step + p], L, recur_a, recur_b, v_b, p * LM, v_z, p * ZS)
+                    v_g[p * NAP + n] = fc * v_series[2 * n]
+                    v_dg[p * NAP + n] = dfc * v_series[2 * n] + fdx * v_series[2 * n + 1]
+                angular_basis(
+                    v_ang[p], v_ang[step + p], v_ang[2 * step + p], L, recur_a, recur_b, v_b, p * LM, v_z, p * ZS
+                )
             begin = stop
         return begin
 
@@ -234,17 +247,31 @@ def build_kernel(shape: Shape):
     @inlined
     def network(a, q, weights, at, hidden, P):
         """Site energy ``U`` and ``P_d = dU/dq_d``. The scaler is folded into ``w0``; padded neurons have zero weights."""
-        v_w0, v_h, v_y = lanes(weights, at[W0] + a * D * NV * LANES), lanes(hidden, 0), lanes(hidden, NV * LANES)
+        first = at[W0] + a * GROUPS * D * WIDTH * LANES
+        v_w0, v_h, v_y = lanes(weights, first), lanes(hidden, 0), lanes(hidden, NV * LANES)
         v_b0, v_w1 = lanes(weights, at[B0] + a * NV * LANES), lanes(weights, at[W1] + a * N_OUT * LANES)
-        for v in range(NV):
-            v_h[v] = -v_b0[v]
-        matvec(v_w0, 0, q, 0, D, v_h, NV)
+        for d in range(0, D, LANES):
+            store(P, d, splat(0.0))
         U = splat(0.0)
+        # the neurons go by in groups whose weights stay in the first-level cache for the way back
+        for group in range(GROUPS):
+            for v in range(group * WIDTH, (group + 1) * WIDTH):
+                v_h[v] = -v_b0[v]
+            matvec(v_w0, group * D * WIDTH, q, 0, D, lanes(hidden, group * WIDTH * LANES), WIDTH)
+            for v in range(group * WIDTH, (group + 1) * WIDTH):
+                h = math.tanh(v_h[v])
+                if TWO_LAYERS:
+                    v_h[v] = h
+                else:
+                    U += v_w1[v] * h
+                    v_y[v] = v_w1[v] * (1.0 - h * h)
+            if not TWO_LAYERS:
+                for d in range(0, D, LANES):
+                    dU = row_dots(v_y, group * WIDTH, 1, v_w0, (group * D + d) * WIDTH, 1, WIDTH, WIDTH)
+                    store(P, d, load(P, d) + dU)
         if TWO_LAYERS:
             v_w2, v_b2 = lanes(weights, at[W2] + a * NV * LANES * NV2 * LANES), lanes(weights, at[B2] + a * NV2 * LANES)
             v_h2 = lanes(hidden, 2 * NV * LANES)
-            for v in range(NV):
-                v_h[v] = math.tanh(v_h[v])
             for v in range(NV2):
                 v_h2[v] = -v_b2[v]
             matvec(v_w2, 0, hidden, 0, N1, v_h2, NV2)
@@ -255,13 +282,10 @@ def build_kernel(shape: Shape):
             for v in range(NV):
                 back = row_dots(v_h2, 0, 1, v_w2, v * LANES * NV2, 1, NV2, NV2)
                 v_y[v] = back * (1.0 - v_h[v] * v_h[v])
-        else:
-            for v in range(NV):
-                h = math.tanh(v_h[v])
-                U += v_w1[v] * h
-                v_y[v] = v_w1[v] * (1.0 - h * h)
-        for d in range(0, D, LANES):
-            store(P, d, row_dots(v_y, 0, 1, v_w0, d * NV, 1, NV, NV))
+            for group in range(GROUPS):
+                for d in range(0, D, LANES):
+                    dU = row_dots(v_y, group * WIDTH, 1, v_w0, (group * D + d) * WIDTH, 1, WIDTH, WIDTH)
+                    store(P, d, load(P, d) + dU)
         return vsum(U) - weights[at[BIAS] + a]
 
     @inlined
@@ -290,7 +314,13 @@ def build_kernel(shape: Shape):
     @inlined
     def radial_forces(T, a, weights, at, near, near_end, cap, rad, P, series, f):
         """``f = (sum_n P_n g_n') u``, with ``sum_n P_n g_n = fc p(x)`` one Chebyshev series per neighbour type."""
-        v_near, v_rad, v_f, v_series, v_weights = lanes(near, 0), lanes(rad, 0), lanes(f, 0), lanes(series, 0), lanes(weights, 0)
+        v_near, v_rad, v_f, v_series, v_weights = (
+            lanes(near, 0),
+            lanes(rad, 0),
+            lanes(f, 0),
+            lanes(series, 0),
+            lanes(weights, 0),
+        )
         step = cap // LANES
         begin = 0
         for t in range(T):
@@ -308,14 +338,17 @@ def build_kernel(shape: Shape):
             begin = stop
 
     @inlined
-    def angular_forces(T, blocks, ang, ang_near, ang_end, cap, g, dg, zlm, S, fa, f):
+    def angular_forces(T, blocks, ang, ang_near, ang_end, cap, g, dg, zlm, S, Q, fa, f):
         """``f = sum_{n,lm} S [g' b u + (g/r) (grad b - (u . grad b) u)]``, added to ``f`` of the near neighbours.
 
         For each m the sums over l of Q = sum_n S g come first (alpha: cosine part, beta: sine part), then the powers of x + iy.
         """
-        v_ang, v_g, v_dg, v_z, v_f = lanes(ang, 0), lanes(g, 0), lanes(dg, 0), lanes(zlm, 0), lanes(fa, 0)
+        v_ang, v_g, v_dg, v_z = lanes(ang, 0), lanes(g, 0), lanes(dg, 0), lanes(zlm, 0)
+        v_Q, v_f = lanes(Q, 0), lanes(fa, 0)
         step = cap // LANES
         for p in range(blocks):
+            # Q_lm at 2 lm, with g' instead of g at 2 lm + 1
+            pair_product(S, 0, NAP, LM, v_g, p * NAP, v_dg, p * NAP, NA, v_Q)
             x, y, z = v_ang[p], v_ang[step + p], v_ang[2 * step + p]
             zero = 0.0 * z
             radial = gx = gy = gz = zero
@@ -326,24 +359,14 @@ def build_kernel(shape: Shape):
                 for l in range(max(m, 1), L + 1):  # noqa: E741
                     zz = v_z[p * ZS + m * (L + 1) + l]
                     dz = z_slope[l, m] * v_z[p * ZS + (m + 1) * (L + 1) + l]
-                    lm = l * l - 1 + max(2 * m - 1, 0)
-                    Q = dQ = zero
-                    for n in range(NA):
-                        Sn = S[lm * NAP + n]
-                        Q += Sn * v_g[p * NAP + n]
-                        dQ += Sn * v_dg[p * NAP + n]
-                    alpha += Q * zz
-                    alpha_r += dQ * zz
-                    alpha_z += Q * dz
+                    at = 2 * (l * l - 1 + max(2 * m - 1, 0))
+                    alpha += v_Q[at] * zz
+                    alpha_r += v_Q[at + 1] * zz
+                    alpha_z += v_Q[at] * dz
                     if m > 0:
-                        Q = dQ = zero
-                        for n in range(NA):
-                            Sn = S[(lm + 1) * NAP + n]
-                            Q += Sn * v_g[p * NAP + n]
-                            dQ += Sn * v_dg[p * NAP + n]
-                        beta += Q * zz
-                        beta_r += dQ * zz
-                        beta_z += Q * dz
+                        beta += v_Q[at + 2] * zz
+                        beta_r += v_Q[at + 3] * zz
+                        beta_z += v_Q[at + 2] * dz
                 radial += alpha_r * cosine + beta_r * sine
                 gz += alpha_z * cosine + beta_z * sine
                 gx += m * (alpha * cosine1 + beta * sine1)
@@ -414,15 +437,21 @@ def build_kernel(shape: Shape):
     ):  # fmt: skip
         cap = capacity
         pages = -(-n // PAGE)
-        mine = advance(work, fetch_add(counter, 1, 1) * place[21])
+        mine = advance(work, fetch_add(counter, 1, 1) * place[22])
         near, rad, ang = advance(mine, place[0]), advance(mine, place[1]), advance(mine, place[2])
         f, fa = advance(mine, place[3]), advance(mine, place[4])
-        g, dg, b, zlm = advance(mine, place[5]), advance(mine, place[6]), advance(mine, place[7]), advance(mine, place[8])
+        g, dg, b, zlm = (
+            advance(mine, place[5]),
+            advance(mine, place[6]),
+            advance(mine, place[7]),
+            advance(mine, place[8]),
+        )
         cheb, sums, series = advance(mine, place[9]), advance(mine, place[10]), advance(mine, place[11])
         s, S = advance(mine, place[12]), advance(mine, place[13])
         q, P, hidden = advance(mine, place[14]), advance(mine, place[15]), advance(mine, place[16])
         near_j, ang_near = as_integers(advance(mine, place[17])), as_integers(advance(mine, place[18]))
         near_end, ang_end = as_integers(advance(mine, place[19])), as_integers(advance(mine, place[20]))
+        Q = advance(mine, place[21])
         chunk = fetch_add(counter, 0, 1)
         while chunk < n_chunks:
             for page in range(pages):
@@ -448,7 +477,7 @@ def build_kernel(shape: Shape):
                 energy = network(a, q, weights, at, hidden, P)
                 adjoint(s, P, S)
                 radial_forces(T, a, weights, at, near, near_end, cap, rad, P, series, f)
-                angular_forces(T, used, ang, ang_near, ang_end, cap, g, dg, zlm, S, fa, f)
+                angular_forces(T, used, ang, ang_near, ang_end, cap, g, dg, zlm, S, Q, fa, f)
                 if HAS_ZBL:
                     energy += zbl(T, a, zbl_table, ang, ang_near, ang_end, cap, f)
                 book(i, n, T, near, near_j, near_end, cap, f, forces, virial, virials, chunk, per_site)

@@ -15,11 +15,9 @@ name                meaning
 ``load, store``     one vector at any element offset of a pointer
 ``splat(x)``        vector with all lanes equal to ``x``
 ``vsum(v)``         sum of the lanes (fixed tree order)
-``row_dots``        LANES dot products at once, see its docstring
-``matvec``          small dense matrix times vector with all accumulators in registers
 ==================  ================================================================================
 
-Pointers and views do not keep their array alive: it must outlive them.
+Sums of products: ``linear.py``; lists of neighbours: ``gather.py``. Pointers and views do not keep their array alive: it must outlive them.
 """
 
 from __future__ import annotations
@@ -41,18 +39,13 @@ __all__ = [
     "advance",
     "aligned_empty",
     "as_integers",
-    "dot",
     "fetch_add",
     "lanes",
     "load",
-    "matvec",
     "padded",
     "pointer",
-    "row_dots",
-    "row_sums",
     "splat",
     "store",
-    "total",
     "vsum",
     "where",
 ]
@@ -156,34 +149,6 @@ def _sum_lanes(builder, v):
         v = builder.fadd(low, high)
         width = half
     return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
-
-
-def _sum_rows(builder, rows):
-    """Vector whose lane w is the sum of the lanes of ``rows[w]``: a transposition that adds as it goes."""
-    rows = list(rows)
-    width = 1
-    while len(rows) > 1:
-        merged = []
-        for a, b in zip(rows[::2], rows[1::2], strict=True):
-            even = [i for i in range(2 * LANES) if (i % LANES) // width % 2 == 0]
-            odd = [i for i in range(2 * LANES) if (i % LANES) // width % 2 == 1]
-            # keep groups interleaved: group g of a next to group g of b
-            order_even, order_odd = _interleave(even, width), _interleave(odd, width)
-            merged.append(
-                builder.fadd(_shuffle(builder, a, b, order_even), _shuffle(builder, a, b, order_odd))
-            )
-        rows = merged
-        width *= 2
-    return rows[0]
-
-
-def _interleave(lanes_of_both, width):
-    half = len(lanes_of_both) // 2
-    a, b = lanes_of_both[:half], lanes_of_both[half:]
-    order = []
-    for start in range(0, half, width):
-        order += a[start : start + width] + b[start : start + width]
-    return order
 
 
 # exp(f) for |f| <= ln(2)/2: Chebyshev interpolation of degree 11, error 3e-18; index = power of f
@@ -455,172 +420,6 @@ def where(typingctx, a, b, if_less, otherwise):
         return builder.select(builder.fcmp_ordered("<", a, b), x, y)
 
     return Vec(*(t if isinstance(t, VecType) else types.float64 for t in (a, b, if_less, otherwise))), codegen
-
-
-@intrinsic
-def row_dots(typingctx, a, a_first, a_step, b, b_first, b_step, b_row, n):
-    """LANES dot products that share one factor.
-
-    Lane w of the result is ``sum over t < n and all lanes of a[a_first + t a_step] * b[b_first + t b_step + w b_row]``
-    with ``a`` and ``b`` views and all indices counted in vectors. All accumulators stay in registers; the final sums over
-    lanes are one transposition.
-    """
-    if not (isinstance(a, VecViewType) and isinstance(b, VecViewType)):
-        return None
-
-    def codegen(context, builder, sig, args):
-        a, a_first, a_step, b, b_first, b_step, b_row, n = args
-        zero = ir.Constant(_VEC, [0.0] * LANES)
-        entry = builder.block
-        loop = builder.append_basic_block("row_dots.loop")
-        done = builder.append_basic_block("row_dots.done")
-        a0 = _element(builder, a, a_first)
-        b0 = _element(builder, b, b_first)
-        builder.cbranch(builder.icmp_signed(">", n, ir.Constant(_INT64, 0)), loop, done)
-        builder.position_at_end(loop)
-        t = builder.phi(_INT64)
-        sums = [builder.phi(_VEC) for _ in range(LANES)]
-        t.add_incoming(ir.Constant(_INT64, 0), entry)
-        factor = _load(builder, _element(builder, a0, builder.mul(t, a_step)))
-        row = _element(builder, b0, builder.mul(t, b_step))
-        new = []
-        for w in range(LANES):
-            value = _load(builder, _element(builder, row, builder.mul(b_row, ir.Constant(_INT64, w))))
-            new.append(_multiply_add(builder, factor, value, sums[w]))
-        t_next = builder.add(t, ir.Constant(_INT64, 1))
-        t.add_incoming(t_next, loop)
-        for w in range(LANES):
-            sums[w].add_incoming(zero, entry)
-            sums[w].add_incoming(new[w], loop)
-        builder.cbranch(builder.icmp_signed("<", t_next, n), loop, done)
-        builder.position_at_end(done)
-        final = []
-        for w in range(LANES):
-            phi = builder.phi(_VEC)
-            phi.add_incoming(zero, entry)
-            phi.add_incoming(new[w], loop)
-            final.append(phi)
-        return _sum_rows(builder, final)
-
-    index = types.intp
-    return Vec(VecView, index, index, VecView, index, index, index, index), codegen
-
-
-@intrinsic
-def row_sums(typingctx, view, first):
-    """Vector whose lane w is the sum of the lanes of ``view[first + w]``."""
-
-    def codegen(context, builder, sig, args):
-        base = _element(builder, args[0], args[1])
-        return _sum_rows(builder, [_load(builder, _element(builder, base, ir.Constant(_INT64, w))) for w in range(LANES)])
-
-    return Vec(VecView, types.intp), codegen
-
-
-def _sum_loop(builder, n, term):
-    """Sum of the lanes of ``term(t)`` over t < n; two accumulators, as one addition waits for the one before."""
-    zero, one = ir.Constant(_INT64, 0), ir.Constant(_INT64, 1)
-    entry = builder.block
-    loop, done = builder.append_basic_block("sum.loop"), builder.append_basic_block("sum.done")
-    builder.cbranch(builder.icmp_signed(">", n, zero), loop, done)
-    builder.position_at_end(loop)
-    t, even, odd = builder.phi(_INT64), builder.phi(_VEC), builder.phi(_VEC)
-    new = term(even, t)
-    t_next = builder.add(t, one)
-    t.add_incoming(zero, entry)
-    t.add_incoming(t_next, loop)
-    # the accumulators change places in each turn
-    even.add_incoming(_constant(0.0), entry)
-    even.add_incoming(odd, loop)
-    odd.add_incoming(_constant(0.0), entry)
-    odd.add_incoming(new, loop)
-    builder.cbranch(builder.icmp_signed("<", t_next, n), loop, done)
-    builder.position_at_end(done)
-    sums = []
-    for value in (odd, new):
-        phi = builder.phi(_VEC)
-        phi.add_incoming(_constant(0.0), entry)
-        phi.add_incoming(value, loop)
-        sums.append(phi)
-    return _sum_lanes(builder, builder.fadd(*sums))
-
-
-@intrinsic
-def dot(typingctx, a, a_first, b, b_first, n):
-    """Scalar product of n vectors of view ``a`` from ``a_first`` on with n of ``b`` from ``b_first`` on."""
-
-    def codegen(context, builder, sig, args):
-        a0, b0 = _element(builder, args[0], args[1]), _element(builder, args[2], args[3])
-
-        def term(accumulator, t):
-            return _multiply_add(
-                builder, _load(builder, _element(builder, a0, t)), _load(builder, _element(builder, b0, t)), accumulator
-            )
-
-        return _sum_loop(builder, args[4], term)
-
-    return types.float64(VecView, types.intp, VecView, types.intp, types.intp), codegen
-
-
-@intrinsic
-def total(typingctx, a, first, n):
-    """Sum of all lanes of n vectors of view ``a`` from ``first`` on."""
-
-    def codegen(context, builder, sig, args):
-        a0 = _element(builder, args[0], args[1])
-        return _sum_loop(builder, args[2], lambda s, t: builder.fadd(s, _load(builder, _element(builder, a0, t))))
-
-    return types.float64(VecView, types.intp, types.intp), codegen
-
-
-@intrinsic(prefer_literal=True)
-def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
-    """``out[c] += sum over d < n of x[x_first + d] * matrix[first + d columns + c]`` for all vectors ``c < columns``.
-
-    ``matrix`` and ``out`` are views (indices in vectors), ``x`` a pointer to scalars, ``columns`` a compile-time
-    constant. Up to 12 accumulators are kept in registers at a time.
-    """
-    if not isinstance(columns, types.IntegerLiteral):
-        return None
-    n_columns = columns.literal_value
-    group = 12
-
-    def codegen(context, builder, sig, args):
-        matrix, first, x, x_first, n, out, _ = args
-        x0 = _at(builder, x, x_first)
-        matrix0 = _element(builder, matrix, first)
-        stride = ir.Constant(_INT64, n_columns * LANES)
-        for start in range(0, n_columns, group):
-            width = min(group, n_columns - start)
-            targets = [_element(builder, out, ir.Constant(_INT64, start + c)) for c in range(width)]
-            initial = [_load(builder, p) for p in targets]
-            entry = builder.block
-            loop = builder.append_basic_block("matvec.loop")
-            done = builder.append_basic_block("matvec.done")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            d = builder.phi(_INT64)
-            sums = [builder.phi(_VEC) for _ in range(width)]
-            d.add_incoming(ir.Constant(_INT64, 0), entry)
-            factor = _splat(builder, builder.load(builder.gep(x0, [d], source_etype=_DOUBLE)))
-            row = builder.gep(matrix0, [builder.mul(d, stride)], source_etype=_DOUBLE)
-            new = []
-            for c in range(width):
-                value = _load(builder, _element(builder, row, ir.Constant(_INT64, start + c)))
-                new.append(_multiply_add(builder, factor, value, sums[c]))
-            d_next = builder.add(d, ir.Constant(_INT64, 1))
-            d.add_incoming(d_next, loop)
-            for c in range(width):
-                sums[c].add_incoming(initial[c], entry)
-                sums[c].add_incoming(new[c], loop)
-            builder.cbranch(builder.icmp_signed("<", d_next, n), loop, done)
-            builder.position_at_end(done)
-            for c in range(width):
-                _store(builder, new[c], targets[c])
-        return context.get_dummy_value()
-
-    index = types.intp
-    return types.none(VecView, index, x, index, index, VecView, columns), codegen
 
 
 @intrinsic

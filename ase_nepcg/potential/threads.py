@@ -96,9 +96,7 @@ class _Helpers:
             while self.count < n:
                 self.count += 1
                 # the thread holds the queue only: it must not keep an interpreter or a calculator alive
-                threading.Thread(
-                    target=_serve, args=(self.queue,), name=f"nepcg-{self.count}", daemon=True
-                ).start()
+                threading.Thread(target=_serve, args=(self.queue,), name=f"nepcg-{self.count}", daemon=True).start()
         for _ in range(n):
             self.queue.put(job)
 
