@@ -115,7 +115,9 @@ class NEP(Calculator):
         valid = ("model", *self.default_parameters)
         for name in names:
             if name == "restart":
-                raise TypeError("NEP has no restart files: make a new calculator from the same model instead of restart=")
+                raise TypeError(
+                    "NEP has no restart files: make a new calculator from the same model instead of restart="
+                )
             if name not in valid:
                 raise TypeError(f"NEP got an unknown keyword {name!r}: {closest(name, valid)}")
 
@@ -144,7 +146,9 @@ class NEP(Calculator):
                 raise CalculatorSetupError(
                     f"temperature_K={temperature!r} was given, but {model.name} has no temperature input: leave it out"
                 )
-            if temperature is not None and not (np.isscalar(temperature) and np.isfinite(temperature) and temperature >= 0):
+            if temperature is not None and not (
+                np.isscalar(temperature) and np.isfinite(temperature) and temperature >= 0
+            ):
                 raise CalculatorSetupError(f"temperature_K={temperature!r}: expected a number of kelvins")
             if "model" in kwargs:
                 kwargs["model"] = _storable(kwargs["model"])
@@ -188,9 +192,7 @@ class NEP(Calculator):
                 "energies": result.energies,
                 "forces": result.forces,
             }
-            self._extra = {
-                name: value for name in _PER_SITE if (value := getattr(result, name)) is not None
-            }
+            self._extra = {name: value for name in _PER_SITE if (value := getattr(result, name)) is not None}
             if atoms.cell.rank == 3:
                 volume = atoms.get_volume()
                 self.results["stress"] = full_3x3_to_voigt_6_stress(result.virial) / -volume
@@ -198,13 +200,31 @@ class NEP(Calculator):
                     self.results["stresses"] = full_3x3_to_voigt_6_stress(result.virials) / -volume
 
     def check_state(self, atoms, tol=1e-15):
-        """Changes since the last calculation. Bead labels count as "numbers"; masses do not enter energies and forces."""
-        changes = super().check_state(atoms, tol=tol)
+        """Changes since the last calculation, among positions, cell, pbc and numbers; bead labels count as numbers.
+
+        Masses, momenta, charges, tags and info do not enter energies and forces.
+        """
+        old = self.atoms
+        if old is None:
+            return list(all_changes)
+        if tol > 1e-15:
+            changes = super().check_state(atoms, tol=tol)
+        else:
+            # as the base class, but exact, which is several times faster
+            changes = [
+                name
+                for name, new, last in (
+                    ("positions", atoms.positions, old.positions),
+                    ("numbers", atoms.numbers, old.numbers),
+                    ("cell", atoms.cell.array, old.cell.array),
+                    ("pbc", atoms.pbc, old.pbc),
+                )
+                if not np.array_equal(new, last)
+            ]
         if (
-            self.atoms is not None
-            and "numbers" not in changes
-            and (has_labels(atoms) or has_labels(self.atoms))
-            and not np.array_equal(get_labels(atoms), get_labels(self.atoms))
+            "numbers" not in changes
+            and (has_labels(atoms) or has_labels(old))
+            and not np.array_equal(get_labels(atoms), get_labels(old))
         ):
             changes.append("numbers")
         return changes
@@ -301,5 +321,3 @@ def _storable(model):
     if isinstance(model, NEPModel):
         return {"text": model.to_text()}
     return model if isinstance(model, dict) else os.fspath(model)
-
-

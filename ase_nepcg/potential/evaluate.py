@@ -172,7 +172,9 @@ class Evaluator:
         positions = near.positions.reshape(-1, 4)
         j = j[np.argmin(((positions[j] - positions[i] + shift) ** 2).sum(axis=1))]
         raise EvaluationError(
-            f"sites {min(i, j)} and {max(i, j)} are at the same place" if i != j else f"site {i} is at the place of its own image"
+            f"sites {min(i, j)} and {max(i, j)} are at the same place"
+            if i != j
+            else f"site {i} is at the place of its own image"
         )
 
     def _sort_types(self, given: np.ndarray) -> None:

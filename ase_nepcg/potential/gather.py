@@ -100,18 +100,18 @@ def neighbor_vectors(typingctx, positions, site, shifts, neighbors, first):
             rows.append(builder.fadd(builder.fsub(row(positions, j), centre), row(shifts, shift)))
         # rows w and w + 4 side by side, so that the rest works within halves of a vector
         half = LANES // 4
-        wide = [rows[w] for w in range(4)] if half == 1 else [
-            _shuffle(builder, rows[w], rows[w + 4], range(8)) for w in range(4)
-        ]
+        wide = (
+            [rows[w] for w in range(4)]
+            if half == 1
+            else [_shuffle(builder, rows[w], rows[w + 4], range(8)) for w in range(4)]
+        )
         even = [4 * h + k for h in range(half) for k in (0, LANES, 2, LANES + 2)]
         odd = [4 * h + k + 1 for h in range(half) for k in (0, LANES, 2, LANES + 2)]
         low = [4 * h + k for h in range(half) for k in (0, 1, LANES, LANES + 1)]
         high = [4 * h + k + 2 for h in range(half) for k in (0, 1, LANES, LANES + 1)]
         xz01, xz23 = (_shuffle(builder, a, b, even) for a, b in (wide[:2], wide[2:]))
         y01, y23 = (_shuffle(builder, a, b, odd) for a, b in (wide[:2], wide[2:]))
-        indices = builder.and_(
-            builder.load(builder.bitcast(at, _IVEC.as_pointer()), align=8), _all_lanes(0xFFFFFFFF)
-        )
+        indices = builder.and_(builder.load(builder.bitcast(at, _IVEC.as_pointer()), align=8), _all_lanes(0xFFFFFFFF))
         parts = (
             _shuffle(builder, xz01, xz23, low),
             _shuffle(builder, y01, y23, low),

@@ -63,7 +63,6 @@ class Shape(NamedTuple):
     def n_descriptor(self) -> int:
         return self.n_radial + self.n_angular * (self.l_max + len(self.many_body)) + self.temperature
 
-
     @property
     def neuron_groups(self) -> tuple[int, int]:
         """Number of groups of first-layer neurons and vectors per group: as even as possible, at most 7."""

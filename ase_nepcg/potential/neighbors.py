@@ -154,14 +154,6 @@ def _mark_pages(chunks, seg, n_types, neighbors, pages, touched):
                 p_touched[chunk * pages + (p_neighbors[p] & 0xFFFFFFFF) // PAGE] = 1
 
 
-def _rows_of_four(vectors: np.ndarray) -> np.ndarray:
-    """(n, 3) -> n rows of four doubles, flat: one vector load each."""
-    rows = aligned_empty((len(vectors), 4))
-    rows[:, :3] = vectors
-    rows[:, 3] = 0.0
-    return rows.ravel()
-
-
 class NeighborList:
     """Neighbours of all sites within the cutoffs of their types, kept until something moved too far.
 
@@ -176,6 +168,7 @@ class NeighborList:
         self.builds = 0
         self._positions = None
         self._given_cell = None
+        self._rows = {}
         self._room = None
 
     def update(self, positions, cell, pbc, types, cutoffs, chunks, threads: int = 1) -> None:
@@ -186,8 +179,19 @@ class NeighborList:
         cell = self._complete
         if not self._fits(positions, cell, pbc, types, cutoffs, chunks):
             self._build(positions, cell, pbc, types, cutoffs, chunks, threads)
-        self.shifts = _rows_of_four(self._shift_triples @ cell)
-        self.positions = _rows_of_four(positions if self._image is None else positions - self._image @ cell)
+        self.shifts = self._rows_of_four("shifts", self._shift_triples @ cell)
+        self.positions = self._rows_of_four(
+            "positions", positions if self._image is None else positions - self._image @ cell
+        )
+
+    def _rows_of_four(self, name: str, vectors: np.ndarray) -> np.ndarray:
+        """(n, 3) as n rows of four doubles, flat, so that a kernel can load a row at once."""
+        rows = self._rows.get(name)
+        if rows is None or len(rows) != len(vectors):
+            self._rows[name] = rows = aligned_empty((len(vectors), 4))
+            rows[:, 3] = 0.0
+        rows[:, :3] = vectors
+        return rows.ravel()
 
     def _fits(self, positions, cell, pbc, types, cutoffs, chunks) -> bool:
         if (
