@@ -2,8 +2,8 @@
 
 ==========================  ========================================================================
 ``neighbor_vectors``        vectors to LANES neighbours at scattered places
-``count_up(i)``             the integers i, i + 1, ...
-``below(v, limit, n)``      mask of the lanes below a limit among the first n
+``load_integers``           LANES int64 numbers; ``count_up(i)``: i, i + 1, ...
+``below(v, limit, n)``      mask of the lanes below a limit among the first n; ``without(mask, lane)``
 ``count(mask)``             number of lanes set
 ``store_kept``              the lanes set in a mask, without gaps; ``store_kept_integers``
 ==========================  ========================================================================
@@ -15,15 +15,17 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-from .simd import _DOUBLE, _INT64, _IVEC, _VEC, LANES, Vec, _at, _is_doubles, _shuffle, _splat, _store
+from .simd import _DOUBLE, _INT64, _IVEC, _VEC, LANES, Vec, VecType, _as_vec, _at, _is_doubles, _shuffle, _store
 
 __all__ = [
     "below",
     "count",
     "count_up",
+    "load_integers",
     "neighbor_vectors",
     "store_kept",
     "store_kept_integers",
+    "without",
 ]
 
 _MASK = ir.VectorType(ir.IntType(1), LANES)
@@ -135,14 +137,38 @@ def count_up(typingctx, start):
 
 
 @intrinsic
-def below(typingctx, v, limit, n):
-    """Mask of the lanes with ``v < limit`` among the first ``n``."""
+def load_integers(typingctx, integers, start, value):
+    """``integers[start : start + LANES] + value`` (int64)."""
+    if not _is_integers(integers):
+        return None
 
     def codegen(context, builder, sig, args):
-        less = builder.fcmp_ordered("<", args[0], _splat(builder, args[1]))
+        at = builder.gep(args[0], [args[1]], source_etype=_INT64)
+        v = builder.load(builder.bitcast(at, _IVEC.as_pointer()), align=8)
+        return builder.add(v, _int_splat(builder, args[2]))
+
+    return IntVec(integers, types.intp, types.int64), codegen
+
+
+@intrinsic
+def below(typingctx, v, limit, n):
+    """Mask of the lanes with ``v < limit`` (a number or a Vec) among the first ``n``."""
+
+    def codegen(context, builder, sig, args):
+        less = builder.fcmp_ordered("<", args[0], _as_vec(context, builder, args[1], sig.args[1]))
         return builder.and_(less, builder.icmp_signed("<", _lane_numbers(), _int_splat(builder, args[2])))
 
-    return Mask(Vec, types.float64, types.intp), codegen
+    return Mask(Vec, Vec if isinstance(limit, VecType) else types.float64, types.intp), codegen
+
+
+@intrinsic
+def without(typingctx, mask, lane):
+    """``mask`` with one lane cleared; nothing happens if there is no such lane."""
+
+    def codegen(context, builder, sig, args):
+        return builder.and_(args[0], builder.icmp_signed("!=", _lane_numbers(), _int_splat(builder, args[1])))
+
+    return Mask(Mask, types.intp), codegen
 
 
 @intrinsic

@@ -15,8 +15,9 @@ import math
 import numpy as np
 
 from .cache import kernel_jit
+from .gather import below, count, load_integers, store_kept_integers, without
 from .layout import PAGE
-from .simd import LANES, aligned_empty, fetch_add, pointer
+from .simd import LANES, aligned_empty, fetch_add, load, pointer
 from .threads import run_chunks
 
 __all__ = ["NeighborList", "complete_cell"]
@@ -53,28 +54,28 @@ def complete_cell(cell, pbc) -> np.ndarray:
 
 @kernel_jit()
 def _search(
-    counter, members, bin_start, place, n_bins, reach, pbc, home, shift, x, kind, limit2, cell, image_code, stride, start, count, found
+    counter, members, bin_start, place, n_bins, reach, pbc, home, shift, x, kind, limit2, cell, packed, stride, start, count_of, found
 ):  # fmt: skip
-    """Candidates of all sites: their number into ``count``, as many as fit between ``start[i]`` and ``start[i + 1]`` into ``found``.
+    """Neighbours of all sites: their number into ``count_of``, as many as fit between ``start[i]`` and ``start[i + 1]`` into ``found``.
 
-    ``x`` (3 N: all x, y, z), ``kind`` (types), ``image_code`` and ``place`` (bin coordinates) are in the order of ``members``. For bin coordinate o - reach
-    along direction d, ``home[d, o]`` is the bin inside the cell and ``shift[d, o]`` the number of cells to it (tables, since divisions are slow).
-    The bins of a row along the last axis are contiguous: a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
+    In the order of ``members`` (and padded to whole vectors) are ``x`` (three rows: x, y, z), ``limit2`` (squared distance, one row per type, or
+    one for all), ``packed`` (index - image code * 2^32), ``kind`` (types) and ``place`` (bin coordinates). For bin coordinate o - reach along direction
+    d, ``home[d, o]`` is the bin inside the cell and ``shift[d, o]`` the number of cells to it (tables, since divisions are slow). The bins of a
+    row along the last axis are contiguous: a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
     """
     n = members.size
-    n_types = int(math.sqrt(limit2.size))
+    row_size = limit2.shape[1]
     block = 64
     n2 = n_bins[2]
-    p_counter, p_x, p_kind, p_limit2 = pointer(counter), pointer(x), pointer(kind), pointer(limit2)
-    p_members, p_image_code, p_found = pointer(members), pointer(image_code), pointer(found)
+    p_counter, p_x, p_limit2, p_packed, p_found = pointer(counter), pointer(x), pointer(limit2), pointer(packed), pointer(found)
     first = fetch_add(p_counter, 0, block)
     while first < n:
         for k in range(first, min(first + block, n)):
             i = members[k]
             b2 = place[k, 2]
             at = start[i]
-            last = start[i + 1] - 1
-            limits = kind[k] * n_types
+            room = start[i + 1] - LANES
+            limits = kind[k] * row_size if limit2.shape[0] > 1 else 0
             for o0 in range(place[k, 0], place[k, 0] + 2 * reach[0] + 1):
                 s0 = shift[0, o0]
                 if s0 != 0 and not pbc[0]:
@@ -89,23 +90,27 @@ def _search(
                             continue
                         begin = bin_start[row + max(b2 - reach[2] - s2 * n2, 0)]
                         end = bin_start[row + min(b2 + reach[2] - s2 * n2, n2 - 1) + 1]
-                        hx = s0 * cell[0] + s1 * cell[3] + s2 * cell[6] - x[k]
-                        hy = s0 * cell[1] + s1 * cell[4] + s2 * cell[7] - x[n + k]
-                        hz = s0 * cell[2] + s1 * cell[5] + s2 * cell[8] - x[2 * n + k]
-                        code = s0 * stride[0] + s1 * stride[1] + s2 * stride[2] + stride[3] + image_code[k]
+                        hx = s0 * cell[0] + s1 * cell[3] + s2 * cell[6] - x[0, k]
+                        hy = s0 * cell[1] + s1 * cell[4] + s2 * cell[7] - x[1, k]
+                        hz = s0 * cell[2] + s1 * cell[5] + s2 * cell[8] - x[2, k]
+                        code = s0 * stride[0] + s1 * stride[1] + s2 * stride[2] + stride[3] - (packed[k] >> 32)
                         # the site itself is no neighbour, its images are
                         myself = k if s0 == 0 and s1 == 0 and s2 == 0 else -1
-                        for m in range(begin, end):
-                            dx, dy, dz = p_x[m] + hx, p_x[n + m] + hy, p_x[2 * n + m] + hz
-                            # write always, keep by moving on: cheaper than a branch that nobody can predict
-                            p_found[min(at, last)] = ((code - p_image_code[m]) << 32) | p_members[m]
-                            at += (dx * dx + dy * dy + dz * dz < p_limit2[limits + p_kind[m]]) & (m != myself)
-            count[i] = at - start[i]
+                        for m in range(begin, end, LANES):
+                            dx = load(p_x, m) + hx
+                            dy = load(p_x, row_size + m) + hy
+                            dz = load(p_x, 2 * row_size + m) + hz
+                            near = below(dx * dx + dy * dy + dz * dz, load(p_limit2, limits + m), end - m)
+                            near = without(near, myself - m)
+                            if at <= room:
+                                store_kept_integers(p_found, at, load_integers(p_packed, m, code << 32), near)
+                            at += count(near)
+            count_of[i] = at - start[i]
         first = fetch_add(p_counter, 0, block)
 
 
 @kernel_jit()
-def _transpose(order, types, start, count, found, mirror, n_types, seg, neighbors):
+def _transpose(order, types, start, count_of, found, mirror, n_types, seg, neighbors):
     """Sort every site's neighbours by (type, index, shift).
 
     A full list is its own transpose with negated shifts: visiting sites by (type, index) and appending each to the lists of its
@@ -117,14 +122,14 @@ def _transpose(order, types, start, count, found, mirror, n_types, seg, neighbor
     total = 0
     for j in range(n):
         cursor[j] = total
-        total += count[j]
+        total += count_of[j]
     k = 0
     for t in range(n_types):
         for j in range(n):
             p_seg[j * (n_types + 1) + t] = cursor[j]
         while k < n and types[order[k]] == t:
             i = order[k]
-            for p in range(start[i], start[i] + count[i]):
+            for p in range(start[i], start[i] + count_of[i]):
                 j = p_found[p] & 0xFFFFFFFF
                 p_neighbors[cursor[j]] = ((mirror - (p_found[p] >> 32)) << 32) | i
                 cursor[j] += 1
@@ -213,31 +218,33 @@ class NeighborList:
         rc = cutoffs.max() if stretch < 1 else cutoffs.min()
         return bool(stretch * (rc + self.skin) - 2 * moved > rc * (1 + 1e-12))
 
-    def _bins(self, positions, cell, pbc, limit):
-        """Wrapped positions, cells taken off, bin coordinates of each site, bins and reach (in bins) per direction."""
+    def _bins(self, x, cell, pbc, limit):
+        """Wrapped positions (3, N), cells taken off (3, N), bin coordinates (3, N), bins and reach (in bins) per direction."""
         inverse = np.linalg.inv(cell)
-        fractional = positions @ inverse
-        image = np.where(pbc, np.floor(fractional), 0.0)
-        wrapped = positions - image @ cell
+        fractional = inverse.T @ x
+        image = np.where(pbc[:, None], np.floor(fractional), 0.0)
+        wrapped = x - cell.T @ image
         fractional -= image
-        origin = np.where(pbc, 0.0, fractional.min(axis=0))
-        extent = np.where(pbc, 1.0, np.maximum(fractional.max(axis=0) - origin, 1e-3))
+        origin = np.where(pbc, 0.0, fractional.min(axis=1))
+        extent = np.where(pbc, 1.0, np.maximum(fractional.max(axis=1) - origin, 1e-3))
         # perpendicular distance between opposite faces of the region that is divided into bins
         height = extent / np.linalg.norm(inverse, axis=0)
         n_bins = np.maximum(np.floor(height * _BINS_PER_CUTOFF / limit), 1)
         # a few sites in a huge box need no more bins than sites
-        while n_bins.prod() > 4 * len(positions) + 64:
+        while n_bins.prod() > 4 * x.shape[1] + 64:
             n_bins[np.argmax(n_bins)] = np.ceil(n_bins.max() / 2)
         reach = np.ceil(limit * n_bins / height)
         reach = np.where(pbc, reach, np.minimum(reach, n_bins)).astype(np.int64)
-        place = np.clip(((fractional - origin) / extent * n_bins).astype(np.int64), 0, n_bins.astype(np.int64) - 1)
-        return wrapped, image.astype(np.int64), place, n_bins.astype(np.int64), reach
+        place = ((fractional - origin[:, None]) * (n_bins / extent)[:, None]).astype(np.int64)
+        n_bins = n_bins.astype(np.int64)
+        np.clip(place, 0, n_bins[:, None] - 1, out=place)
+        return wrapped, image.astype(np.int64), place, n_bins, reach
 
     def _build(self, positions, cell, pbc, types, cutoffs, chunks, threads):
         n = len(positions)
         limit = float(cutoffs.max()) + self.skin
-        wrapped, image, place, n_bins, reach = self._bins(positions, cell, pbc, limit)
-        bin_of = (place[:, 0] * n_bins[1] + place[:, 1]) * n_bins[2] + place[:, 2]
+        wrapped, image, place, n_bins, reach = self._bins(np.ascontiguousarray(positions.T), cell, pbc, limit)
+        bin_of = (place[0] * n_bins[1] + place[1]) * n_bins[2] + place[2]
         offset = np.arange((n_bins + 2 * reach).max()) - reach[:, None]
         home, shift = offset % n_bins[:, None], offset // n_bins[:, None]
         order = np.argsort(types, kind="stable")
@@ -247,63 +254,55 @@ class NeighborList:
 
         # a shift is one number: its place in a dense box around all shifts that can occur between the unwrapped positions
         search = np.where(pbc, reach // n_bins + 1, 0)
-        half = search + image.max(axis=0) - image.min(axis=0)
+        half = search + image.max(axis=1) - image.min(axis=1)
         self._image = None
         if np.prod(2.0 * half + 1) > _MAX_SHIFTS:
             # sites scattered over very many cells: use shifts between wrapped positions
-            half, self._image, image = search, image, np.zeros_like(image)
+            half, self._image, image = search, image.T, np.zeros_like(image)
         span = 2 * half + 1
         stride = np.array([span[1] * span[2], span[2], 1, 0])
         stride[3] = half @ stride[:3]
-        image_code = (image @ stride[:3])[members]
-        self._shift_triples = np.stack(
-            np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), axis=-1
-        ).reshape(-1, 3)
+        grid = np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij")
+        self._shift_triples = np.stack(grid, axis=-1).reshape(-1, 3)
 
-        x = np.ascontiguousarray(wrapped[members].T).ravel()
-        limit2 = ((cutoffs + self.skin) ** 2).ravel()
-        count = np.empty(n, np.int64)
+        x = np.zeros((3, n + LANES))
+        x[:, :n] = wrapped[:, members]
+        packed = np.zeros(n + LANES, np.int64)
+        packed[:n] = members - ((stride[:3] @ image)[members] << 32)
+        kind = types[members]
+        limit2 = (cutoffs + self.skin) ** 2
+        # one row of squared distances for each type of the site, or a single one
+        rows = np.zeros((1 if (limit2 == limit2[0, 0]).all() else len(cutoffs), n + LANES))
+        rows[:, :n] = limit2[: len(rows), kind]
+        count_of = np.empty(n, np.int64)
         if self._room is None or len(self._room) != n:
             volume = abs(np.linalg.det(cell)) if pbc.all() else np.inf
-            self._room = np.full(n, int(min(4.19 * limit**3 * n / volume * 1.2, 500)) + 24)
+            self._room = np.full(n, int(min(4.19 * limit**3 * n / volume * 1.2, 500)) + 24 + LANES)
         while True:
             start = np.zeros(n + 1, np.int64)
             np.cumsum(self._room, out=start[1:])
             found = np.empty(start[-1], np.int64)
             run_chunks(
                 _search,
-                (
-                    members,
-                    bin_start,
-                    place[members],
-                    n_bins,
-                    reach,
-                    pbc,
-                    home,
-                    shift,
-                    x,
-                    types[members],
-                    limit2,
-                    cell.ravel(),
-                )
-                + (image_code, stride, start, count, found),
+                (members, bin_start, np.ascontiguousarray(place.T[members]), n_bins, reach, pbc, home, shift, x, kind, rows)
+                + (cell.ravel(), packed, stride, start, count_of, found),
                 threads,
             )
-            # the last place of a room is only written to, never kept
-            if (count < self._room).all():
+            # whole vectors are written
+            if (count_of + LANES <= self._room).all():
                 break
-            self._room = count + 1
-        self._room = count + count // 16 + 8
+            self._room = count_of + LANES
+        self._room = count_of + count_of // 16 + LANES
 
         n_types = len(cutoffs)
         pages = -(-n // PAGE)
         self.seg = np.empty(n * (n_types + 1), np.int64)
         # whole vectors are read, also at the end
-        self.neighbors = np.zeros(count.sum() + LANES, np.int64)
-        _transpose(order, types, start, count, found, int(np.prod(span)) - 1, n_types, self.seg, self.neighbors)
+        self.neighbors = np.zeros(count_of.sum() + LANES, np.int64)
+        _transpose(order, types, start, count_of, found, int(np.prod(span)) - 1, n_types, self.seg, self.neighbors)
         self.touched = np.zeros((len(chunks) - 1) * pages, np.bool_)
         _mark_pages(chunks, self.seg, n_types, self.neighbors, pages, self.touched)
-        self.longest = int(count.max())
+        self.longest = int(count_of.max())
         self._positions, self._cell, self._pbc = positions.copy(), cell, pbc.copy()
         self._types, self._cutoffs, self._chunks = types.copy(), cutoffs.copy(), chunks
         self.builds += 1
