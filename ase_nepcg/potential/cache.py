@@ -27,6 +27,7 @@ from pathlib import Path
 import numba
 from numba.core import compiler, config
 from numba.core.caching import NullCache
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 __all__ = ["cache_directory", "kernel_jit", "source_hash"]
@@ -109,7 +110,8 @@ class _KernelCache(NullCache):
         return folder / f"{self._name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.pickle"
 
     def load_overload(self, sig, target_context):
-        target_context.refresh()
+        # enough to run a kernel; refreshing the whole context, as compiling needs it, would import half of scipy
+        rtsys.initialize(target_context)
         path = self._path(sig, target_context.codegen())
         if path is None:
             return None

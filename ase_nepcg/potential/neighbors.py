@@ -67,7 +67,13 @@ def _search(
     row_size = limit2.shape[1]
     block = 64
     n2 = n_bins[2]
-    p_counter, p_x, p_limit2, p_packed, p_found = pointer(counter), pointer(x), pointer(limit2), pointer(packed), pointer(found)
+    p_counter, p_x, p_limit2, p_packed, p_found = (
+        pointer(counter),
+        pointer(x),
+        pointer(limit2),
+        pointer(packed),
+        pointer(found),
+    )
     first = fetch_add(p_counter, 0, block)
     while first < n:
         for k in range(first, min(first + block, n)):
@@ -110,19 +116,16 @@ def _search(
 
 
 @kernel_jit()
-def _transpose(order, types, start, count_of, found, mirror, n_types, seg, neighbors):
+def _transpose(order, types, start, count_of, found, mirror, n_types, place, seg, neighbors):
     """Sort every site's neighbours by (type, index, shift).
 
     A full list is its own transpose with negated shifts: visiting sites by (type, index) and appending each to the lists of its
-    neighbours sorts all lists in one linear pass. Shifts of the same neighbour (small cells) are then put in order.
+    neighbours sorts all lists in one linear pass. Shifts of the same neighbour (small cells) are then put in order. ``place`` (N): where the list of
+    each site begins; used up.
     """
     n = types.size
-    memory = np.zeros(n, np.int64)
-    cursor, p_found, p_neighbors, p_seg = pointer(memory), pointer(found), pointer(neighbors), pointer(seg)
-    total = 0
-    for j in range(n):
-        cursor[j] = total
-        total += count_of[j]
+    # where the next neighbour of each site goes
+    cursor, p_found, p_neighbors, p_seg = pointer(place), pointer(found), pointer(neighbors), pointer(seg)
     k = 0
     for t in range(n_types):
         for j in range(n):
@@ -145,7 +148,6 @@ def _transpose(order, types, start, count_of, found, mirror, n_types, seg, neigh
                 p_neighbors[q] = p_neighbors[q - 1]
                 q -= 1
             p_neighbors[q] = here
-    return memory[0]  # keeps the memory behind cursor alive until here
 
 
 @kernel_jit()
@@ -284,7 +286,19 @@ class NeighborList:
             found = np.empty(start[-1], np.int64)
             run_chunks(
                 _search,
-                (members, bin_start, np.ascontiguousarray(place.T[members]), n_bins, reach, pbc, home, shift, x, kind, rows)
+                (
+                    members,
+                    bin_start,
+                    np.ascontiguousarray(place.T[members]),
+                    n_bins,
+                    reach,
+                    pbc,
+                    home,
+                    shift,
+                    x,
+                    kind,
+                    rows,
+                )
                 + (cell.ravel(), packed, stride, start, count_of, found),
                 threads,
             )
@@ -299,7 +313,9 @@ class NeighborList:
         self.seg = np.empty(n * (n_types + 1), np.int64)
         # whole vectors are read, also at the end
         self.neighbors = np.zeros(count_of.sum() + LANES, np.int64)
-        _transpose(order, types, start, count_of, found, int(np.prod(span)) - 1, n_types, self.seg, self.neighbors)
+        begin = np.cumsum(count_of) - count_of
+        mirror = int(np.prod(span)) - 1
+        _transpose(order, types, start, count_of, found, mirror, n_types, begin, self.seg, self.neighbors)
         self.touched = np.zeros((len(chunks) - 1) * pages, np.bool_)
         _mark_pages(chunks, self.seg, n_types, self.neighbors, pages, self.touched)
         self.longest = int(count_of.max())
