@@ -24,7 +24,8 @@ __all__ = ["NEP"]
 
 _DEVICES = ("auto", "cpu", "cuda")
 _PRECISIONS = ("auto", "double", "mixed")
-# served by get_property, but not listed: mixing calculators add up what is listed, and export_properties knows standard names only
+# served by get_property, but not listed: mixing calculators add up what is listed, and export_properties knows
+# standard names only
 _PER_SITE = ("virials", "descriptors")
 _EXTRA = (*_PER_SITE, "heat_current")
 
@@ -41,22 +42,22 @@ class NEP(Calculator):
     precision
         "double", "mixed" (CUDA only), or "auto".
     threads
-        Threads of the CPU kernels. None: all cores this process may use, at most ``OMP_NUM_THREADS``. Results are the same bits for
-        any number.
+        Threads of the CPU kernels. None: all cores this process may use, at most ``OMP_NUM_THREADS``. Results are the
+        same bits for any number.
     temperature_K
         Required by models with a temperature input (``nep4_temperature``), refused by others.
 
-    Properties: energy, free_energy (the same), energies, forces, stress, stresses, in ASE's units and signs. Stresses need a cell with
-    three vectors. Further ones by ``calc.get_property(name, atoms)``:
+    Properties: energy, free_energy (the same), energies, forces, stress, stresses, in ASE's units and signs. Stresses
+    need a cell with three vectors. Further ones by ``calc.get_property(name, atoms)``:
 
-    ============  =========  ==============================================================================================
-    virials       (N, 3, 3)  eV, ``W_i^{ab} = sum_j r_ij^a df_ji^b``: positive = compressed, not symmetric, for heat transport
+    ============  =========  ====================================================================================
+    virials       (N, 3, 3)  eV, ``W_i^{ab} = sum_j r_ij^a df_ji^b``: positive = compressed, not symmetric
     descriptors   (N, D)     scaled descriptor, as the network sees it
-    heat_current  (3,)       eV Å / ASE time, ``sum_i W_i v_i + v_i (m_i v_i^2 / 2 + U_i)``, from the momenta of the atoms given
-    ============  =========  ==============================================================================================
+    heat_current  (3,)       eV Å / ASE time, ``sum_i W_i v_i + v_i (m_i v_i^2 / 2 + U_i)``, v from the momenta
+    ============  =========  ====================================================================================
 
-    The type of a site is its bead label (array ``bead``, or tags with the table of labels that ``ase_nepcg.labels.set_labels`` left),
-    else its chemical symbol.
+    The type of a site is its bead label (array ``bead``, or tags with the table of labels that
+    ``ase_nepcg.labels.set_labels`` left), else its chemical symbol.
 
     Raises
     ------
@@ -67,10 +68,8 @@ class NEP(Calculator):
     ModelFileError
         A model file that cannot be read.
 
-    References
-    ----------
-    Fan et al., J. Chem. Phys. 157, 114801 (2022); Song et al., Nat. Commun. 15, 10208 (2024); heat current: Gabourie et al.,
-    Phys. Rev. B 103, 205421 (2021).
+    References ---------- Fan et al., J. Chem. Phys. 157, 114801 (2022); Song et al., Nat. Commun. 15, 10208 (2024);
+    heat current: Gabourie et al., Phys. Rev. B 103, 205421 (2021).
     """
 
     name = "nep"
@@ -146,15 +145,15 @@ class NEP(Calculator):
                 raise CalculatorSetupError(
                     f"temperature_K={temperature!r} was given, but {model.name} has no temperature input: leave it out"
                 )
-            if temperature is not None and not (
-                np.isscalar(temperature) and np.isfinite(temperature) and temperature >= 0
-            ):
+            if temperature is not None and not (_is_real(temperature) and 0 <= temperature < np.inf):
                 raise CalculatorSetupError(f"temperature_K={temperature!r}: expected a number of kelvins")
             if "model" in kwargs:
                 kwargs["model"] = _storable(kwargs["model"])
+            # the same path may lead to another model by now
+            other_model = model != getattr(self, "_model", None)
             self._model = model
             changed = super().set(**kwargs)
-            if changed:
+            if changed or other_model:
                 self._evaluator = None
                 self.reset()
             return changed
@@ -169,6 +168,8 @@ class NEP(Calculator):
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         with self._lock:
             super().calculate(atoms, properties, system_changes)
+            # if anything fails from here on, the results of earlier atoms must not pass for those of these
+            self.results, self._extra = {}, {}
             from .potential.evaluate import EvaluationError, Evaluator, Geometry
 
             atoms = self.atoms
@@ -193,7 +194,7 @@ class NEP(Calculator):
                 "forces": result.forces,
             }
             self._extra = {name: value for name in _PER_SITE if (value := getattr(result, name)) is not None}
-            if atoms.cell.rank == 3:
+            if _has_volume(atoms.cell):
                 volume = atoms.get_volume()
                 self.results["stress"] = full_3x3_to_voigt_6_stress(result.virial) / -volume
                 if self._per_site:
@@ -245,9 +246,11 @@ class NEP(Calculator):
                 raise PropertyNotImplementedError(
                     f"NEP has no property {name!r}: {closest(name, (*self.implemented_properties, *_EXTRA))}"
                 )
-            cell = (atoms if atoms is not None else self.atoms or _NoCell).cell
-            if name in ("stress", "stresses") and cell.rank < 3:
-                raise PropertyNotImplementedError(f"{name} needs a cell with three vectors, got {cell.array.tolist()}")
+            given = self.atoms if atoms is None else atoms
+            if name in ("stress", "stresses") and given is not None and not _has_volume(given.cell):
+                raise PropertyNotImplementedError(
+                    f"{name} needs a cell with three vectors, got {given.cell.array.tolist()}"
+                )
             return super().get_property(name, atoms, allow_calculation)
 
     def _get_extra(self, name, atoms, allow_calculation):
@@ -268,7 +271,7 @@ class NEP(Calculator):
         return self._extra[name].copy()
 
     def _heat_current(self, atoms) -> np.ndarray:
-        """``J = sum_i W_i v_i + v_i (m_i v_i^2/2 + U_i)``: potential part from the virial booked on the neighbours, and convection."""
+        """``J = sum_i W_i v_i + v_i (m_i v_i^2/2 + U_i)``: virial booked on the neighbours, and convection."""
         if not atoms.has("masses") and (atoms.numbers == 0).any():
             raise CalculatorSetupError("heat_current needs the masses of the beads: atoms.set_masses(...)")
         velocities = atoms.get_velocities()
@@ -281,7 +284,9 @@ class NEP(Calculator):
     def __getstate__(self):
         with self._lock:
             # evaluators hold buffers and kernels, which the receiver makes anew when it needs them
-            return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_evaluator")}
+            state = {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_evaluator")}
+            # set() changes this dictionary in place: a shallow copy must have its own
+            return state | {"parameters": copy.copy(self.parameters)}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -295,15 +300,17 @@ class NEP(Calculator):
         return new
 
 
-class _NoCell:
-    """Stands for missing atoms, which the base class reports."""
-
-    class cell:
-        rank = 3
-
-
 def _is_integer(value) -> bool:
     return isinstance(value, int | np.integer)
+
+
+def _is_real(value) -> bool:
+    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
+
+
+def _has_volume(cell) -> bool:
+    # ASE's rank counts non-zero vectors; they may still be linearly dependent where the system is not periodic
+    return cell.rank == 3 and cell.volume > 1e-10 * cell.lengths().prod()
 
 
 def _read(model) -> NEPModel:

@@ -16,7 +16,9 @@ class Quickstart:
 
     @staticmethod
     def add_arguments(parser):
-        parser.add_argument("--edge", type=int, default=10, metavar="N", help="beads per box edge, N^3 in all (default 10)")
+        parser.add_argument(
+            "--edge", type=int, default=10, metavar="N", help="beads per box edge, N^3 in all (default 10)"
+        )
         parser.add_argument("--steps", type=int, default=200, help="MD steps (default 200)")
         parser.add_argument("--timestep-fs", type=float, default=2.0, help="time step in fs (default 2)")
         parser.add_argument("--temperature-K", type=float, default=300.0, help="initial temperature in K (default 300)")
@@ -37,8 +39,8 @@ class Quickstart:
 def run(edge=10, steps=200, timestep_fs=2.0, temperature_K=300.0, seed=0, threads=None) -> dict:
     """Velocity Verlet on ``edge^3`` beads; prints a table and returns its last figures.
 
-    Keys: ``drift`` (eV per bead, largest deviation of the total energy from its start), ``us_per_bead`` (µs per bead and step, everything
-    included), ``first_s`` (s, first evaluation).
+    Keys: ``drift`` (eV per bead, largest deviation of the total energy from its start), ``us_per_bead`` (µs per bead
+    and step, everything included), ``first_s`` (s, first evaluation).
     """
     import numpy as np
     from ase import units

@@ -14,11 +14,13 @@ def make_water_bead():
     """The model in :data:`WATER_BEAD`, made anew: ``NEPModel.random`` from a fixed seed."""
     from ..model import NEPModel
 
-    return NEPModel.random(["WAT"], cutoff=(6.0, 4.0), n_max=(4, 4), basis_size=(8, 8), l_max=(4, 2, 0), neurons=10, seed=1)
+    return NEPModel.random(
+        ["WAT"], cutoff=(6.0, 4.0), n_max=(4, 4), basis_size=(8, 8), l_max=(4, 2, 0), neurons=10, seed=1
+    )
 
 
 def water_beads(n: int = 8, seed: int = 0):
-    """``n^3`` beads WAT (18.015 u) at the density of water, on a rattled cubic lattice: an ``Atoms``, periodic, lengths in Å."""
+    """``n^3`` beads WAT (18.015 u) at the density of water on a rattled cubic lattice: a periodic ``Atoms``."""
     import numpy as np
     from ase import Atoms
 

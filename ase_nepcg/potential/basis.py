@@ -89,7 +89,8 @@ def chebyshev_series(d, first, n, x):
 def angular_basis(x, y, z, l_max, recur_a, recur_b, b, b_first, zlm, z_first):
     """All ``b_{l,k}(x, y, z)``, 1 <= l <= l_max, into ``b[b_first + l^2 - 1 + k]``.
 
-    The factors ``Z_{l,m}`` go to ``zlm[z_first + m (l_max + 1) + l]`` for the gradient. ``recur_a``, ``recur_b``: ``invariants.legendre_tables``.
+    The factors ``Z_{l,m}`` go to ``zlm[z_first + m (l_max + 1) + l]`` for the gradient. ``recur_a``, ``recur_b``:
+    ``invariants.legendre_tables``.
     """
     one = 0.0 * z + 1.0
     cosine, sine = one, 0.0 * z  # Re, Im of (x + iy)^m

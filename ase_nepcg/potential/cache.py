@@ -1,12 +1,13 @@
 """Compiled kernels on disk, so that only the first run on a machine waits for the compiler.
 
-Numba's own ``cache=True`` looks at the caller's file only and hashes closures by a number that changes with every process,
-so kernels built from several files and specialised by closures are either stale or never found. Here the key of a kernel is
-a hash of *all* kernel sources, the model shape it was built for, its argument types and the CPU; one file per kernel.
+Numba's own ``cache=True`` looks at the caller's file only and hashes closures by a number that changes with every
+process, so kernels built from several files and specialised by closures are either stale or never found. Here the key
+of a kernel is a hash of *all* kernel sources, the model shape it was built for, its argument types and the CPU; one
+file per kernel.
 
 The files are pickles, i.e. code: they live in a directory that belongs to the user and that nobody else may write to
-(``NUMBA_CACHE_DIR`` if set, else ``XDG_CACHE_HOME`` or ``~/.cache``, in ``ase_nepcg/``). Where no such directory can be had (read-only
-home) kernels are compiled in each process and a warning says so once.
+(``NUMBA_CACHE_DIR`` if set, else ``XDG_CACHE_HOME`` or ``~/.cache``, in ``ase_nepcg/``). Where no such directory can
+be had (read-only home) kernels are compiled in each process and a warning says so once.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ class _KernelCache(NullCache):
 
 
 def kernel_jit(*key, **options):
-    """``numba.njit`` with the options of all kernels and a disk cache; ``key`` holds every value the function closes over.
+    """``numba.njit`` with the options of all kernels and a disk cache; ``key`` holds every value the function closes
+    over.
 
     The function may call other compiled functions and close over them, as long as they are made from the sources
     next to this module and ``key``.

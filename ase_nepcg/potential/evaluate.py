@@ -1,7 +1,7 @@
 """One evaluation: model and geometry in, energies, forces and virials out.
 
-:func:`evaluate` is the pure form; an :class:`Evaluator` does the same and keeps what can be used again (packed parameters, neighbour
-list, buffers) between calls. Neither knows of ASE.
+:func:`evaluate` is the pure form; an :class:`Evaluator` does the same and keeps what can be used again (packed
+parameters, neighbour list, buffers) between calls. Neither knows of ASE.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Geometry:
 class Evaluation:
     """Results, all freshly allocated.
 
-    energies (N,) eV; forces (N, 3) eV/Å; virial (3, 3) eV, ``W = -dE/d(strain)``, positive = compressed; virials (N, 3, 3) eV or None:
-    ``W_i^{ab} = sum_j r_ij^a df_ji^b``, booked on the neighbour as heat transport needs it, not symmetric, their sum is ``virial``;
-    descriptors (N, D) or None: scaled, as the network sees them.
+    energies (N,) eV; forces (N, 3) eV/Å; virial (3, 3) eV, ``W = -dE/d(strain)``, positive = compressed; virials (N,
+    3, 3) eV or None: ``W_i^{ab} = sum_j r_ij^a df_ji^b``, booked on the neighbour as heat transport needs it, not
+    symmetric, their sum is ``virial``; descriptors (N, D) or None: scaled, as the network sees them.
     """
 
     energies: np.ndarray
@@ -82,8 +82,8 @@ class Evaluation:
 class Evaluator:
     """Evaluates one model; reuses the neighbour list and buffers of the previous call where they fit.
 
-    Not for two threads at once. ``threads`` None: all cores this process may use. Results do not depend on the number of threads or on
-    earlier calls.
+    Not for two threads at once. ``threads`` None: all cores this process may use. Results do not depend on the number
+    of threads or on earlier calls.
     """
 
     def __init__(self, model, *, threads: int | None = None, temperature_K: float | None = None):
@@ -131,19 +131,21 @@ class Evaluator:
         run_chunks(
             self._kernel,
             (
-                near.positions.ravel(),
-                types,
-                near.seg,
-                near.neighbors,
-                near.shifts,
-                capacity,
-                p.pair,
-                p.zbl,
-                p.weights,
-                p.at,
-            )
-            + (float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors, work, place)
-            + (energies, force_parts, virial, virial_parts, q, status),
+                *(
+                    near.positions,
+                    types,
+                    near.seg,
+                    near.neighbors,
+                    near.shifts,
+                    capacity,
+                    p.pair,
+                    p.zbl,
+                    p.weights,
+                    p.at,
+                ),
+                *(float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors, work, place),
+                *(energies, force_parts, virial, virial_parts, q, status),
+            ),
             threads,
         )
         if status.any():
@@ -165,7 +167,7 @@ class Evaluator:
         )
 
     def _report_overlap(self, site: int, entry: int):
-        """Name two sites without distance: ``site`` - 1 and one of its LANES neighbours from list entry ``entry`` on."""
+        """Name two sites without distance: ``site`` - 1 and one of the LANES neighbours from list entry ``entry`` on."""
         near, i = self.neighbors, site - 1
         packed = near.neighbors[entry : min(entry + LANES, near.seg[(i + 1) * len(self._parameters.cutoffs) + i])]
         j, shift = packed & 0xFFFFFFFF, near.shifts.reshape(-1, 4)[packed >> 32]
@@ -231,7 +233,10 @@ def evaluate(
     threads: int | None = None,
     temperature_K: float | None = None,
 ) -> Evaluation:
-    """Evaluate ``model`` (a :class:`~ase_nepcg.NEPModel`) at ``geometry``: a pure function, see :class:`Evaluation` for the results."""
+    """Evaluate ``model`` (a :class:`~ase_nepcg.NEPModel`) at ``geometry``: a pure function.
+
+    See :class:`Evaluator` for the arguments and :class:`Evaluation` for the results.
+    """
     return Evaluator(model, threads=threads, temperature_K=temperature_K)(
         geometry, virials=virials, descriptors=descriptors
     )

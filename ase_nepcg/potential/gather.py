@@ -78,8 +78,9 @@ def _lane_numbers():
 def neighbor_vectors(typingctx, positions, site, shifts, neighbors, first):
     """Vectors to LANES neighbours: components x, y, z (Vec) and the indices (IntVec).
 
-    ``neighbors[first + w] = s 2^32 + j`` (int64) means the vector ``(positions[j] - positions[site]) + shifts[s]``; rows of ``positions`` and
-    ``shifts`` are four doubles, the last one unused. Rows are loaded whole and transposed: gather instructions are slow on many processors.
+    ``neighbors[first + w] = s 2^32 + j`` (int64) means the vector ``(positions[j] - positions[site]) + shifts[s]``;
+    rows of ``positions`` and ``shifts`` are four doubles, the last one unused. Rows are loaded whole and transposed:
+    gather instructions are slow on many processors.
     """
     if not (_is_doubles(positions) and _is_doubles(shifts) and _is_integers(neighbors)):
         return None
@@ -192,7 +193,7 @@ def _compress(builder, value, mask, vector, suffix):
 
 @intrinsic
 def store_kept(typingctx, doubles, start, value, mask):
-    """Store the lanes of ``value`` set in ``mask`` without gaps from ``start`` on; what follows, up to LANES, is overwritten."""
+    """Store the lanes of ``value`` set in ``mask`` without gaps from ``start`` on; LANES entries are overwritten."""
     if not _is_doubles(doubles):
         return None
 

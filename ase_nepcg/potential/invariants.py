@@ -1,8 +1,8 @@
 """Constants of the angular descriptor, from their closed forms.
 
-Notation: ``b_{l,0} = Z_{l,0}(z)``, ``b_{l,2m-1} = Z_{l,m}(z) Re (x+iy)^m``, ``b_{l,2m} = Z_{l,m}(z) Im (x+iy)^m`` at the unit vector
-(x, y, z); ``Z_{l,m}`` is ``d^m P_l / dz^m`` divided by ``kappa_{l,m}``, which leaves coprime integer coefficients.
-Sums over neighbours are numbered ``lm = l^2 - 1 + k``, k = 0 ... 2l.
+Notation: ``b_{l,0} = Z_{l,0}(z)``, ``b_{l,2m-1} = Z_{l,m}(z) Re (x+iy)^m``, ``b_{l,2m} = Z_{l,m}(z) Im (x+iy)^m`` at
+the unit vector (x, y, z); ``Z_{l,m}`` is ``d^m P_l / dz^m`` divided by ``kappa_{l,m}``, which leaves coprime integer
+coefficients. Sums over neighbours are numbered ``lm = l^2 - 1 + k``, k = 0 ... 2l.
 
 Sources: Fan et al., J. Chem. Phys. 157, 114801 (2022), Eqs. 13-17; Song et al., Nat. Commun. 15, 10208 (2024).
 """
@@ -39,8 +39,8 @@ def _kappa(l: int, m: int) -> Fraction:  # noqa: E741
 def legendre_tables(l_max: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Recurrence and derivative of ``Z``, each of shape (l_max+2, l_max+2) with index [l, m].
 
-    ``Z_{l,m} = A z Z_{l-1,m} - B Z_{l-2,m}`` (l > m, starting from ``Z_{m,m} = 1``), ``dZ_{l,m}/dz = R Z_{l,m+1}`` (R = 0 for m = l).
-    Returns (A, B, R).
+    ``Z_{l,m} = A z Z_{l-1,m} - B Z_{l-2,m}`` (l > m, starting from ``Z_{m,m} = 1``), ``dZ_{l,m}/dz = R Z_{l,m+1}`` (R
+    = 0 for m = l). Returns (A, B, R).
     """
     a, b, r = np.zeros((3, l_max + 2, l_max + 2))
     for l in range(1, l_max + 1):  # noqa: E741
@@ -65,8 +65,8 @@ def three_body_weights(l_max: int) -> np.ndarray:
     return np.array(weights)
 
 
-# Monomials s_i s_j s_k of the cubic invariants, as (coefficient / prefactor, "sign i j k ..."): the contraction of the tensors named in
-# cubic_terms written out in the sums s. The coefficients are rational.
+# Monomials s_i s_j s_k of the cubic invariants, as (coefficient / prefactor, "sign i j k ..."): the contraction of the
+# tensors named in cubic_terms written out in the sums s. The coefficients are rational.
 _CUBIC = {
     "q222": (
         -45 / math.sqrt(14),
@@ -136,9 +136,9 @@ _CUBIC = {
 def cubic_terms(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Monomials of a cubic invariant: indices (terms, 3) of the sums and coefficients (terms,).
 
-    With ``v``, ``M``, ``T``, ``H`` the traceless Cartesian tensors of rank 1 to 4 of the neighbour density and ``(4 pi)^(-3/2)`` in each prefactor:
-    q222 = -45/sqrt(14) tr M^3, q112 = sqrt(27/2) v.M.v, q123 = -15/2 v_a M_bc T_abc, q233 = sqrt(13125)/4 M_ab T_acd T_bcd,
-    q134 = sqrt(3675)/4 v_a T_bcd H_abcd.
+    With ``v``, ``M``, ``T``, ``H`` the traceless Cartesian tensors of rank 1 to 4 of the neighbour density and ``(4
+    pi)^(-3/2)`` in each prefactor: q222 = -45/sqrt(14) tr M^3, q112 = sqrt(27/2) v.M.v, q123 = -15/2 v_a M_bc T_abc,
+    q233 = sqrt(13125)/4 M_ab T_acd T_bcd, q134 = sqrt(3675)/4 v_a T_bcd H_abcd.
     """
     prefactor, groups = _CUBIC[name]
     prefactor /= (4 * math.pi) ** 1.5

@@ -1,4 +1,4 @@
-"""Where a kernel finds its numbers: model shape, packed parameters, workspace. Written by Python, read by ``nep.py``."""
+"""Where a kernel finds its numbers: model shape, packed parameters, workspace. Written here, read by ``nep.py``."""
 
 from __future__ import annotations
 
@@ -72,9 +72,11 @@ class Shape(NamedTuple):
 
 
 def workspace(shape: Shape, capacity: int, n_types: int) -> np.ndarray:
-    """Offsets (in doubles) of the parts of one thread's workspace, in the order in which the kernel takes them; last: its size.
+    """Offsets (in doubles) of the parts of one thread's workspace, in the order in which the kernel takes them; last:
+    its size.
 
-    ``capacity``: neighbours including padding. The workspace must be zero before its first use: padding is never written.
+    ``capacity``: neighbours including padding. The workspace must be zero before its first use: padding is never
+    written.
     """
     blocks = capacity // LANES
     n = padded(shape.n_angular)
@@ -107,7 +109,7 @@ def workspace(shape: Shape, capacity: int, n_types: int) -> np.ndarray:
 
 
 def _lanes_last(array) -> np.ndarray:
-    """Pad the last axis with zeros to full vectors and flatten; some rows more, since kernels read LANES rows at once."""
+    """Pad the last axis with zeros to full vectors and flatten; LANES rows more, as kernels read so many at once."""
     array = np.asarray(array, float)
     rows = array.reshape(-1, array.shape[-1])
     out = aligned_empty((len(rows) + LANES, padded(array.shape[-1])))
@@ -119,8 +121,8 @@ def _lanes_last(array) -> np.ndarray:
 class Parameters:
     """Model parameters as the kernel reads them, for the ``present`` types only.
 
-    cutoffs (T, T) Å, the larger of radial and angular; pair (T, T, PAIR) flat; weights, one array with the parts that start at ``at``;
-    zbl (T, T, 10) flat. The scaler is folded into the first layer.
+    cutoffs (T, T) Å, the larger of radial and angular; pair (T, T, PAIR) flat; weights, one array with the parts that
+    start at ``at``; zbl (T, T, 10) flat. The scaler is folded into the first layer.
     """
 
     def __init__(self, model, present: tuple[int, ...]):

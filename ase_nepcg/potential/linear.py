@@ -71,8 +71,8 @@ def row_dots(typingctx, a, a_first, a_step, b, b_first, b_step, b_row, n):
     """LANES dot products that share one factor.
 
     Lane w of the result is ``sum over t < n and all lanes of a[a_first + t a_step] * b[b_first + t b_step + w b_row]``
-    with ``a`` and ``b`` views and all indices counted in vectors. All accumulators stay in registers; the final sums over
-    lanes are one transposition.
+    with ``a`` and ``b`` views and all indices counted in vectors. All accumulators stay in registers; the final sums
+    over lanes are one transposition.
     """
     if not (isinstance(a, VecViewType) and isinstance(b, VecViewType)):
         return None
@@ -239,8 +239,8 @@ def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
 def pair_product(typingctx, matrix, first, row_step, rows, x, x_first, y, y_first, columns, out):
     """``out[2r] = sum_c M[r, c] x[c]`` and ``out[2r + 1] = sum_c M[r, c] y[c]``, c < columns, r < rows.
 
-    ``M[r, c] = matrix[first + r row_step + c]`` are scalars behind a pointer, ``x``, ``y`` and ``out`` views; ``columns`` is a
-    compile-time constant. ``x`` and ``y`` are read once and stay in registers as far as these reach.
+    ``M[r, c] = matrix[first + r row_step + c]`` are scalars behind a pointer, ``x``, ``y`` and ``out`` views;
+    ``columns`` is a compile-time constant. ``x`` and ``y`` are read once and stay in registers as far as these reach.
     """
     if not isinstance(columns, types.IntegerLiteral):
         return None

@@ -1,16 +1,15 @@
 """Neighbour list: linear-scaling cell list, all periodic images, any cell, reused while nothing moved too far.
 
-Conventions: ``r_ij = (r_j - r_i) + S . cell`` with integer shift S, from the positions as given (never wrapped), so that distances do not
-depend on when the list was built. The neighbours of a site are sorted by (type, index, S): sums over neighbours, and therefore all
-results, are the same bits whether a list is fresh or old.
+Conventions: ``r_ij = (r_j - r_i) + S . cell`` with integer shift S, from the positions as given (never wrapped), so
+that distances do not depend on when the list was built. The neighbours of a site are sorted by (type, index, S): sums
+over neighbours, and therefore all results, are the same bits whether a list is fresh or old.
 
-The list holds pairs up to cutoff + skin. It stays valid while ``sigma_min (rc + skin) - 2 max|delta| > rc``, where ``delta`` are displacements relative to
-the affine motion of the cell since the list was built and ``sigma_min`` is the smallest stretch of that motion.
+The list holds pairs up to cutoff + skin. It stays valid while ``sigma_min (rc + skin) - 2 max|delta| > rc``, where
+``delta`` are displacements relative to the affine motion of the cell since the list was built and ``sigma_min`` is the
+smallest stretch of that motion.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
@@ -54,14 +53,17 @@ def complete_cell(cell, pbc) -> np.ndarray:
 
 @kernel_jit()
 def _search(
-    counter, members, bin_start, place, n_bins, reach, pbc, home, shift, x, kind, limit2, cell, packed, stride, start, count_of, found
+    counter, members, bin_start, place, n_bins, reach, pbc, home, shift, x, kind, limit2, cell, packed, stride,
+    start, count_of, found,
 ):  # fmt: skip
-    """Neighbours of all sites: their number into ``count_of``, as many as fit between ``start[i]`` and ``start[i + 1]`` into ``found``.
+    """Neighbours of all sites: their number into ``count_of``, as many as fit between ``start[i]`` and ``start[i +
+    1]`` into ``found``.
 
-    In the order of ``members`` (and padded to whole vectors) are ``x`` (three rows: x, y, z), ``limit2`` (squared distance, one row per type, or
-    one for all), ``packed`` (index - image code * 2^32), ``kind`` (types) and ``place`` (bin coordinates). For bin coordinate o - reach along direction
-    d, ``home[d, o]`` is the bin inside the cell and ``shift[d, o]`` the number of cells to it (tables, since divisions are slow). The bins of a
-    row along the last axis are contiguous: a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
+    In the order of ``members`` (and padded to whole vectors) are ``x`` (three rows: x, y, z), ``limit2`` (squared
+    distance, one row per type, or one for all), ``packed`` (index - image code * 2^32), ``kind`` (types) and ``place``
+    (bin coordinates). For bin coordinate o - reach along direction d, ``home[d, o]`` is the bin inside the cell and
+    ``shift[d, o]`` the number of cells to it (tables, since divisions are slow). The bins of a row along the last axis
+    are contiguous: a row is one run through memory. A neighbour is one number: shift code * 2^32 + index.
     """
     n = members.size
     row_size = limit2.shape[1]
@@ -119,9 +121,9 @@ def _search(
 def _transpose(order, types, start, count_of, found, mirror, n_types, place, seg, neighbors):
     """Sort every site's neighbours by (type, index, shift).
 
-    A full list is its own transpose with negated shifts: visiting sites by (type, index) and appending each to the lists of its
-    neighbours sorts all lists in one linear pass. Shifts of the same neighbour (small cells) are then put in order. ``place`` (N): where the list of
-    each site begins; used up.
+    A full list is its own transpose with negated shifts: visiting sites by (type, index) and appending each to the
+    lists of its neighbours sorts all lists in one linear pass. Shifts of the same neighbour (small cells) are then put
+    in order. ``place`` (N): where the list of each site begins; used up.
     """
     n = types.size
     # where the next neighbour of each site goes
@@ -164,10 +166,11 @@ def _mark_pages(chunks, seg, n_types, neighbors, pages, touched):
 class NeighborList:
     """Neighbours of all sites within the cutoffs of their types, kept until something moved too far.
 
-    After :meth:`update`: the neighbours of site i of type t are ``neighbors[seg[i (T+1) + t] : seg[i (T+1) + t + 1]]``, each one number
-    ``code * 2^32 + index`` with the shift vector ``shifts[4 code : 4 code + 3]`` (Å); ``longest``, the largest number of neighbours;
-    ``touched`` (chunks, pages): whether a site of a chunk has a neighbour (or itself) on a page of ``PAGE`` sites; ``builds``, how often the list
-    was made; ``positions``, the positions the shifts belong to, as ``shifts`` in rows of four.
+    After :meth:`update`: the neighbours of site i of type t are ``neighbors[seg[i (T+1) + t] : seg[i (T+1) + t +
+    1]]``, each one number ``code * 2^32 + index`` with the shift vector ``shifts[4 code : 4 code + 3]`` (Å);
+    ``longest``, the largest number of neighbours; ``touched`` (chunks, pages): whether a site of a chunk has a
+    neighbour (or itself) on a page of ``PAGE`` sites; ``builds``, how often the list was made; ``positions``, the
+    positions the shifts belong to, as ``shifts`` in rows of four.
     """
 
     def __init__(self, skin: float = 0.6):
@@ -221,7 +224,7 @@ class NeighborList:
         return bool(stretch * (rc + self.skin) - 2 * moved > rc * (1 + 1e-12))
 
     def _bins(self, x, cell, pbc, limit):
-        """Wrapped positions (3, N), cells taken off (3, N), bin coordinates (3, N), bins and reach (in bins) per direction."""
+        """Wrapped positions, cells taken off, bin coordinates (each (3, N)); bins and reach (in bins) per direction."""
         inverse = np.linalg.inv(cell)
         fractional = inverse.T @ x
         image = np.where(pbc[:, None], np.floor(fractional), 0.0)
@@ -254,7 +257,8 @@ class NeighborList:
         bin_start = np.zeros(n_bins.prod() + 1, np.int64)
         np.cumsum(np.bincount(bin_of, minlength=n_bins.prod()), out=bin_start[1:])
 
-        # a shift is one number: its place in a dense box around all shifts that can occur between the unwrapped positions
+        # a shift is one number: its place in a dense box around all shifts that can occur between the unwrapped
+        # positions
         search = np.where(pbc, reach // n_bins + 1, 0)
         half = search + image.max(axis=1) - image.min(axis=1)
         self._image = None
@@ -287,19 +291,9 @@ class NeighborList:
             run_chunks(
                 _search,
                 (
-                    members,
-                    bin_start,
-                    np.ascontiguousarray(place.T[members]),
-                    n_bins,
-                    reach,
-                    pbc,
-                    home,
-                    shift,
-                    x,
-                    kind,
-                    rows,
-                )
-                + (cell.ravel(), packed, stride, start, count_of, found),
+                    *(members, bin_start, np.ascontiguousarray(place.T[members]), n_bins, reach, pbc, home, shift),
+                    *(x, kind, rows, cell.ravel(), packed, stride, start, count_of, found),
+                ),
                 threads,
             )
             # whole vectors are written

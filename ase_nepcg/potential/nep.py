@@ -9,12 +9,14 @@ For each site i, with neighbours j at ``r_ij = r_j - r_i``, ``r = |r_ij|``, ``u 
     f_ij     = dU_i/dr_ij                                   partial force
     F_i      = sum_j (f_ij - f_ji),  W_j -= r_ij (x) f_ij   force; virial booked on the neighbour
 
-Order of work per site. Neighbours within the cutoff are packed by type, each type padded to full SIMD vectors with dummies at
-``r = rc``, where everything vanishes. Sums run over neighbours first and are contracted with the coefficients after, so the radial
-part costs nothing per (neighbour, n). In the force pass ``sum_n P_n g_n(r)`` is one Chebyshev series per type pair.
+Order of work per site. Neighbours within the cutoff are packed by type, each type padded to full SIMD vectors with
+dummies at ``r = rc``, where everything vanishes. Sums run over neighbours first and are contracted with the
+coefficients after, so the radial part costs nothing per (neighbour, n). In the force pass ``sum_n P_n g_n(r)`` is one
+Chebyshev series per type pair.
 
-Array names: ``near_*`` one value per neighbour within any cutoff, ``ang_*`` per angular neighbour; views (``v_*``) hold vectors.
-Everything that depends on the model's :class:`Shape` is a constant of the compiled kernel; types, neighbours and cutoffs are not.
+Array names: ``near_*`` one value per neighbour within any cutoff, ``ang_*`` per angular neighbour; views (``v_*``)
+hold vectors. Everything that depends on the model's :class:`Shape` is a constant of the compiled kernel; types,
+neighbours and cutoffs are not.
 
 Sources: Fan et al., J. Chem. Phys. 157, 114801 (2022); virial: Gabourie et al., Phys. Rev. B 103, 205421 (2021).
 """
@@ -159,7 +161,7 @@ def build_kernel(shape: Shape):
     def angular_functions(
         T, a, pair, weights, at, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb
     ):
-        """Pack the angular neighbours; ``g_n``, ``dg_n/dr`` and ``b_lm`` of each. ``ang``: unit vector, 1/r, r (0 for dummies)."""
+        """Pack the angular neighbours into ``ang`` (unit vector, 1/r, r); ``g_n``, ``dg_n/dr`` and ``b_lm`` of each."""
         v_near, v_rad = lanes(near, 0), lanes(rad, 0)
         step = cap // LANES
         m = 0
@@ -246,7 +248,7 @@ def build_kernel(shape: Shape):
 
     @inlined
     def network(a, q, weights, at, hidden, P):
-        """Site energy ``U`` and ``P_d = dU/dq_d``. The scaler is folded into ``w0``; padded neurons have zero weights."""
+        """Site energy ``U`` and ``P_d = dU/dq_d``. The scaler is in ``w0``; padded neurons have zero weights."""
         first = at[W0] + a * GROUPS * D * WIDTH * LANES
         v_w0, v_h, v_y = lanes(weights, first), lanes(hidden, 0), lanes(hidden, NV * LANES)
         v_b0, v_w1 = lanes(weights, at[B0] + a * NV * LANES), lanes(weights, at[W1] + a * N_OUT * LANES)
@@ -341,7 +343,8 @@ def build_kernel(shape: Shape):
     def angular_forces(T, blocks, ang, ang_near, ang_end, cap, g, dg, zlm, S, Q, fa, f):
         """``f = sum_{n,lm} S [g' b u + (g/r) (grad b - (u . grad b) u)]``, added to ``f`` of the near neighbours.
 
-        For each m the sums over l of Q = sum_n S g come first (alpha: cosine part, beta: sine part), then the powers of x + iy.
+        For each m the sums over l of Q = sum_n S g come first (alpha: cosine part, beta: sine part), then the powers
+        of x + iy.
         """
         v_ang, v_g, v_dg, v_z = lanes(ang, 0), lanes(g, 0), lanes(dg, 0), lanes(zlm, 0)
         v_Q, v_f = lanes(Q, 0), lanes(fa, 0)
@@ -433,7 +436,8 @@ def build_kernel(shape: Shape):
     @inlined
     def work_on_chunks(
         counter, n, T, positions, types, seg, neighbors, shifts, capacity, pair, zbl_table, weights, at, temperature,
-        n_chunks, chunks, touched, per_site, with_q, work, place, energies, forces, virial, virials, descriptors, status,
+        n_chunks, chunks, touched, per_site, with_q, work, place, energies, forces, virial, virials, descriptors,
+        status,
     ):  # fmt: skip
         cap = capacity
         pages = -(-n // PAGE)
@@ -494,9 +498,10 @@ def build_kernel(shape: Shape):
     ):  # fmt: skip
         work_on_chunks(
             pointer(counter), types.size, seg.size // types.size - 1, pointer(positions), pointer(types), pointer(seg),
-            pointer(neighbors), pointer(shifts), capacity, pointer(pair), pointer(zbl_table), pointer(weights), pointer(at),
-            temperature, chunks.size - 1, pointer(chunks), pointer(touched), per_site, with_q, pointer(work), pointer(place),
-            pointer(energies), pointer(forces), pointer(virial), pointer(virials), pointer(descriptors), pointer(status),
+            pointer(neighbors), pointer(shifts), capacity, pointer(pair), pointer(zbl_table), pointer(weights),
+            pointer(at), temperature, chunks.size - 1, pointer(chunks), pointer(touched), per_site, with_q,
+            pointer(work), pointer(place), pointer(energies), pointer(forces), pointer(virial), pointer(virials),
+            pointer(descriptors), pointer(status),
         )  # fmt: skip
 
     return nep_sites

@@ -1,9 +1,10 @@
 """Explicit SIMD for Numba kernels: a number type ``Vec`` of ``LANES`` doubles.
 
-A kernel written with ``Vec`` reads like scalar code: ``+ - * /``, comparison through :func:`where`, ``abs``, ``math.sqrt``,
-``math.exp`` and ``math.tanh`` work lane by lane, and scalars mix in freely. The same formulas (``basis.py``) therefore run on vectors here and
-on plain floats elsewhere (CUDA threads, tests). Compared with loops left to the auto-vectoriser the code is vectorised for
-certain, needs no reassociation of sums (so results are reproducible) and compiles several times faster.
+A kernel written with ``Vec`` reads like scalar code: ``+ - * /``, comparison through :func:`where`, ``abs``,
+``math.sqrt``, ``math.exp`` and ``math.tanh`` work lane by lane, and scalars mix in freely. The same formulas
+(``basis.py``) therefore run on vectors here and on plain floats elsewhere (CUDA threads, tests). Compared with loops
+left to the auto-vectoriser the code is vectorised for certain, needs no reassociation of sums (so results are
+reproducible) and compiles several times faster.
 
 ==================  ================================================================================
 name                meaning
@@ -17,7 +18,8 @@ name                meaning
 ``vsum(v)``         sum of the lanes (fixed tree order)
 ==================  ================================================================================
 
-Sums of products: ``linear.py``; lists of neighbours: ``gather.py``. Pointers and views do not keep their array alive: it must outlive them.
+Sums of products: ``linear.py``; lists of neighbours: ``gather.py``. Pointers and views do not keep their array alive:
+it must outlive them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Threads that share the work of a kernel: Python threads, because kernels release the interpreter lock.
 
-Numba's own thread layers cannot be used by a calculator: ``workqueue`` ends the process when two Python threads call at
-once, ``omp`` when the process has forked, and waiting OpenMP threads burn the cores of other processes. Here helpers sleep on a queue;
-a kernel call takes chunks from an atomic counter until none is left, so a helper that wakes late costs nothing, and the caller
-waits (asleep) only for chunks that a helper has begun.
+Numba's own thread layers cannot be used by a calculator: ``workqueue`` ends the process when two Python threads call
+at once, ``omp`` when the process has forked, and waiting OpenMP threads burn the cores of other processes. Here
+helpers sleep on a queue; a kernel call takes chunks from an atomic counter until none is left, so a helper that wakes
+late costs nothing, and the caller waits (asleep) only for chunks that a helper has begun.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _cpu_number = _find_cpu_number() if hasattr(os, "sched_setaffinity") else None
 def _leave_cpu(cpu: int) -> None:
     """Move the calling thread to another processor if it runs on ``cpu``.
 
-    Linux often wakes a helper on the processor of the thread that woke it, and keeps it there for many milliseconds although another
-    processor is idle. The thread may go anywhere again afterwards.
+    Linux often wakes a helper on the processor of the thread that woke it, and keeps it there for many milliseconds
+    although another processor is idle. The thread may go anywhere again afterwards.
     """
     if _cpu_number is None or _cpu_number() != cpu:
         return
@@ -131,8 +131,8 @@ def default_threads() -> int:
 def run_chunks(kernel, arguments, threads: int) -> None:
     """Call ``kernel(counter, *arguments)`` in up to ``threads`` threads that share one fresh ``counter``.
 
-    The kernel must take work by ``fetch_add(counter, 0, 1)`` until none is left and return; ``fetch_add(counter, 1, 1)`` numbers the calls,
-    0 to ``threads - 1``, for those who need a workspace of their own.
+    The kernel must take work by ``fetch_add(counter, 0, 1)`` until none is left and return; ``fetch_add(counter, 1,
+    1)`` numbers the calls, 0 to ``threads - 1``, for those who need a workspace of their own.
     """
     counter = np.zeros(2, np.int64)
     if threads <= 1:

@@ -1,7 +1,8 @@
 """Ziegler-Biersack-Littmark repulsion of one pair, as scalar maths.
 
-``V(r) = s(r)/r sum_i A_i exp(-a_i r)`` with the four screening terms; charges, Coulomb constant and screening length are folded into
-``A_i`` and ``a_i`` (``NEPModel.zbl_pairs``). ``s`` falls from 1 at r_in to 0 at r_out as a half cosine.
+``V(r) = s(r)/r sum_i A_i exp(-a_i r)`` with the four screening terms; charges, Coulomb constant and screening length
+are folded into ``A_i`` and ``a_i`` (``NEPModel.zbl_pairs``). ``s`` falls from 1 at r_in to 0 at r_out as a half
+cosine.
 """
 
 from __future__ import annotations

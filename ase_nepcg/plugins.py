@@ -1,0 +1,13 @@
+"""Registrations that ASE loads on every ``import ase.io``; imports nothing but ASE's own named tuple."""
+
+from ase.utils.plugins import ExternalIOFormat
+
+__all__ = ["train_format"]
+
+#: entry point ``nepcg-train`` of the group ``ase.ioformats``; ``ase_nepcg.io`` is imported on first use
+train_format = ExternalIOFormat(
+    desc="NEP-CG training frames (extended XYZ with bead names)",
+    code="+F",
+    module="ase_nepcg.io",
+    glob="*.nepcg.xyz",
+)

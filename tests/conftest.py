@@ -1,0 +1,103 @@
+"""Models, structures and counters shared by the tests.
+
+A kernel is compiled once for every shape of model (about ten seconds where it is not on disk yet), so the models here
+have three shapes only.
+"""
+
+import numpy as np
+import pytest
+
+from ase_nepcg import NEP, NEPModel, testing
+
+ALL_TERMS = {
+    "n_max": (3, 2),
+    "basis_size": (6, 5),
+    "l_max": (5, 1, 1, 1, 1, 1, 1),
+    "neurons": (7, 6),
+    "temperature": True,
+    "cutoff": {"O": (6.0, 4.0), "H": (5.0, 3.5)},
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="also run the tests that take more than a minute")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: run with --run-slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, NEPModel]:
+    """name -> model with random parameters, of the species O and H if not said otherwise.
+
+    plain, nep3, nep5, beads (free labels) and single (one species) have the default shape; zbl the same with the
+    repulsion at short distances; full has all many-body terms, two hidden layers, cutoffs per type and a temperature.
+    """
+    return {
+        "plain": NEPModel.random(["O", "H"], seed=1),
+        "nep3": NEPModel.random(["O", "H"], seed=2, version=3),
+        "nep5": NEPModel.random(["O", "H"], seed=3, version=5),
+        "beads": NEPModel.random(["W1", "a-long-tail-bead"], seed=4),
+        "single": NEPModel.random(["O"], seed=5),
+        "zbl": NEPModel.random(["O", "H"], seed=6, zbl=(1.2, 2.4)),
+        "full": NEPModel.random(["O", "H"], seed=7, **ALL_TERMS),
+    }
+
+
+@pytest.fixture(scope="session")
+def make_calculator(models):
+    """Function: name of a model (and keywords) -> a new calculator."""
+
+    def make(name="plain", **keywords):
+        if models[name].temperature:
+            keywords.setdefault("temperature_K", 300.0)
+        return NEP(models[name], **{"threads": 1} | keywords)
+
+    return make
+
+
+@pytest.fixture
+def structures():
+    """The structures of the conformance kit with the species O and H, new for each test."""
+    return testing.structures(["O", "H"])
+
+
+@pytest.fixture
+def atoms(structures):
+    """Twelve sites O and H in a periodic triclinic cell."""
+    return structures["triclinic"]
+
+
+@pytest.fixture
+def many(atoms):
+    """324 sites, i.e. several chunks of the kernel, disordered."""
+    many = atoms.repeat(3)
+    many.rattle(0.1, seed=3)
+    return many
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """A list that grows by one entry (the geometry) with every evaluation of a model."""
+    from ase_nepcg.potential.evaluate import Evaluator
+
+    calls = []
+    original = Evaluator.__call__
+
+    def counted(self, geometry, **keywords):
+        calls.append(geometry)
+        return original(self, geometry, **keywords)
+
+    monkeypatch.setattr(Evaluator, "__call__", counted)
+    return calls
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
