@@ -212,7 +212,8 @@ class NEPModel(_Record):
             set_(name, _frozen(name, getattr(self, name), (self.n_types,)))
             for label, value in zip(self.species, getattr(self, name), strict=True):
                 check_cutoff(f"{name} of {label}", value)
-        set_("per_type", bool(self.per_type))
+        # with one type both forms of the cutoff line are the same
+        set_("per_type", bool(self.per_type) and self.n_types > 1)
         if self.typewise is not None:
             set_("typewise", check_typewise(self.typewise))
             if self._per_type_line:

@@ -229,9 +229,10 @@ def test_results_that_are_not_finite(make_calculator, models):
     forces = make_calculator("zbl").get_property("forces", atoms)
     assert np.isfinite(forces).all()
     assert abs(forces).max() > 1e9
-    # a model whose bias is larger than a double can hold two of
-    largest = dataclasses.replace(models["plain"], bias=-1.7e308)
-    with pytest.raises(CalculationFailed, match="not finite"):
+    # ten neurons, all saturated, with weights near the largest number there is
+    plain = models["plain"]
+    largest = dataclasses.replace(plain, b0=np.full_like(plain.b0, -1e3), w1=np.full_like(plain.w1, 1e308))
+    with pytest.raises(CalculationFailed, match=r"energy or force of site 0 is not finite \(energy inf"):
         NEP(largest).get_property("energy", Atoms("O3", np.diag([2.0, 3.0, 4.0])))
 
 

@@ -139,7 +139,7 @@ def test_element_named_beads_keep_their_masses(tmp_path):
 
 
 FOREIGN = """2
-energy=-3.5 Lattice="9 0 0 0 9 0 0 0 9" VIRIAL="1 2 3 4 5 6 7 8 9" PROPERTIES=species:S:1:pos:R:3:force:R:3:mass:R:1 Config=x
+energy=-3 Lattice="9 0 0 0 9 0 0 0 9" VIRIAL="1 2 3 4 5 6 7 8 9" PROPERTIES=species:S:1:pos:R:3:force:R:3:mass:R:1 Id=x
 WAT 0 0 0  1 2 3  18
 AU  1 2 3 -1 -2 -3 197
 2
@@ -156,9 +156,9 @@ def test_spellings_of_other_programs(tmp_path):
     assert first.numbers.tolist() == [0, 0]
     assert first.get_masses().tolist() == [18.0, 197.0]
     assert first.get_forces().tolist() == [[1, 2, 3], [-1, -2, -3]]
-    assert first.get_potential_energy() == -3.5
+    assert first.get_potential_energy() == -3
     assert first.info["virial"].tolist() == [[1, 4, 7], [2, 5, 8], [3, 6, 9]]
-    assert first.info["Config"] == "x"
+    assert first.info["Id"] == "x"
     assert second.get_chemical_symbols() == ["Au", "Au"]
     assert second.cell.lengths().tolist() == [9, 8, 9]
     assert second.pbc.all()

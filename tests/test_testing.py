@@ -1,5 +1,7 @@
 """The conformance kit: good calculators pass, and every kind of mistake is found and named."""
 
+import doctest
+
 import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
@@ -109,6 +111,10 @@ def test_nep_passes(make_calculator, structures, model, name):
 @pytest.mark.parametrize("model", ["nep3", "nep5", "zbl", "beads", "single"])
 def test_every_kind_of_model_passes(make_calculator, models, model, name):
     check_calculator(make_calculator(model), testing.structures(models[model].species)[name])
+
+
+def test_the_example_of_the_documentation_runs():
+    assert doctest.testmod(testing, raise_on_error=True).attempted == 3
 
 
 def test_atoms_given_are_not_changed():

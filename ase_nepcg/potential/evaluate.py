@@ -167,7 +167,7 @@ class Evaluator:
         )
 
     def _report_overlap(self, site: int, entry: int):
-        """Name two sites without distance: ``site`` - 1 and one of the LANES neighbours from list entry ``entry`` on."""
+        """Name two sites without distance: ``site`` - 1 and one of LANES neighbours from list entry ``entry`` on."""
         near, i = self.neighbors, site - 1
         packed = near.neighbors[entry : min(entry + LANES, near.seg[(i + 1) * len(self._parameters.cutoffs) + i])]
         j, shift = packed & 0xFFFFFFFF, near.shifts.reshape(-1, 4)[packed >> 32]
