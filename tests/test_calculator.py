@@ -224,6 +224,23 @@ def test_a_change_that_no_energy_depends_on_is_no_evaluation(make_calculator, at
     assert len(evaluations) == 1
 
 
+def test_check_state_names_the_changes_and_takes_a_tolerance(make_calculator, atoms):
+    calc = make_calculator()
+    assert set(calc.check_state(atoms)) >= {"positions", "numbers", "cell", "pbc"}
+    calc.get_property("energy", atoms)
+    assert calc.check_state(atoms) == []
+    new_charges(atoms)
+    new_moments(atoms)
+    displace(atoms)
+    assert calc.check_state(atoms) == ["positions"]
+    assert calc.check_state(atoms, tol=1e-6) == []
+    other_species(atoms)
+    open_z(atoms)
+    larger_cell(atoms)
+    for tol in (1e-15, 1e-6):
+        assert {*calc.check_state(atoms, tol=tol)} - {"positions"} == {"numbers", "pbc", "cell"}
+
+
 def test_a_new_parameter_is_one_more_evaluation(make_calculator, models, atoms, evaluations):
     atoms.calc = calc = make_calculator()
     first = ask(atoms)[0]
