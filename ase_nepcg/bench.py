@@ -243,7 +243,7 @@ def compare(
     """One row per system, number of threads and calculator.
 
     A row has system, sites, threads, calculator and status ("ok", "not installed" or what went wrong). If ok also
-    ``first_s`` (seconds of the first call), ``small`` and ``rebuild`` ({"best", "median"}, µs per site), ``ratio_small``
+    ``first_s`` (seconds of the first call), ``small``, ``rebuild`` ({"best", "median"}, µs per site), ``ratio_small``
     and ``ratio_rebuild`` (best time over ours) and ``max_force_deviation`` (from ours, eV/Å). Raises
     :class:`BenchError` if this package's own calculator fails.
     """
@@ -363,7 +363,7 @@ def startup(say=_say) -> dict:
     """Seconds in new processes.
 
     ``import_s``: ``import ase_nepcg``; ``import_nep_s``: ``from ase_nepcg import NEP``, which imports ASE too;
-    ``cold_…`` and ``warm_…``: the first force with an empty and with a filled cache of kernels, from the first import to
+    ``cold_…``, ``warm_…``: the first force with an empty and with a filled cache of kernels, from the first import to
     the result (``first_force_s``) and for the process as a whole (``process_s``). Best of 3, except cold.
     """
     say("start-up: import, cold cache, warm cache")
@@ -431,7 +431,7 @@ def busy(repeat: int = 50, system: System | None = None, say=_say) -> dict:
     return result
 
 
-# ---- the machine ----------------------------------------------------------------------------------------------------
+# ---- the machine --------------------------------------------------------------------------------------------------
 
 
 def _cores() -> int:

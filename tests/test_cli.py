@@ -56,13 +56,13 @@ def info(capsys, path):
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
     assert capsys.readouterr().out == f"nepcg {ase_nepcg.__version__}\n"
 
 
 def test_help_lists_every_command(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["--help"])
     out = capsys.readouterr().out
     for name, (summary, _) in COMMANDS.items():
@@ -72,7 +72,7 @@ def test_help_lists_every_command(capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name, capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([name, "--help"])
     out = capsys.readouterr().out
     assert out.startswith(f"usage: nepcg {name} ")
