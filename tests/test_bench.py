@@ -276,8 +276,12 @@ def test_report_of_everything():
             "memory": {"sites": 30, "peak_bytes": 1.25e9},
         },
         "startup": {
-            **{"import_s": 0.01, "import_nep_s": 0.3, "cold_first_force_s": 9.0, "cold_process_s": 9.5},
-            **{"warm_first_force_s": 1.0, "warm_process_s": 1.2},
+            "import_s": 0.01,
+            "import_nep_s": 0.3,
+            "cold_first_force_s": 9.0,
+            "cold_process_s": 9.5,
+            "warm_first_force_s": 1.0,
+            "warm_process_s": 1.2,
         },
         "busy": {"cores": 2, "idle": threads, "busy": threads},
     }

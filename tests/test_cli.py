@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -104,8 +106,6 @@ def test_wrong_usage(arguments, message, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    import re
-
     assert re.search(message, err), err
 
 
@@ -283,8 +283,6 @@ def test_cutoffs_per_type(tmp_path, capsys):
 
 
 def test_typewise_cutoffs_and_zbl(tmp_path, capsys):
-    from dataclasses import replace
-
     model = NEPModel.random(["O", "H"], cutoff=(6, 4), zbl=(1.0, 2.0), **SIZES)
     replace(model, typewise=(2.5, 2.0, 0.65)).write(tmp_path / "nep.txt")
     text = info(capsys, tmp_path / "nep.txt")
@@ -298,8 +296,6 @@ def test_typewise_cutoffs_and_zbl(tmp_path, capsys):
 
 
 def test_typewise_factors_switched_off(tmp_path, capsys):
-    from dataclasses import replace
-
     replace(NEPModel.random(["O"], **SIZES), typewise=(0.0, 0.0, 0.0)).write(tmp_path / "nep.txt")
     assert info(capsys, tmp_path / "nep.txt")["cutoffs"] == "radial 6 Å, angular 4 Å"
 

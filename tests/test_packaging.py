@@ -104,5 +104,7 @@ def test_every_module_has_a_test(tracked):
     # a module may be tested together with the one whose name its own begins with (bench_report: test_bench)
     tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
     modules = [Path(name).with_suffix("").parts for name in shipped(tracked) if name.endswith(".py")]
-    expected = ["test_" + "_".join(parts[1:]) for parts in modules if parts[0] == "ase_nepcg" and parts[-1] != "__init__"]
+    expected = [
+        "test_" + "_".join(parts[1:]) for parts in modules if parts[0] == "ase_nepcg" and parts[-1] != "__init__"
+    ]
     assert [name for name in expected if not any(name == test or name.startswith(test + "_") for test in tests)] == []

@@ -78,7 +78,7 @@ CONTRACTIONS = {
 
 
 def test_order_of_the_many_body_terms_is_that_of_the_file():
-    assert MANY_BODY == FILE_ORDER
+    assert tuple(FILE_ORDER) == MANY_BODY
 
 
 @pytest.mark.parametrize("l_max", [1, 2, 4, 8])

@@ -21,8 +21,9 @@ from .threads import run_chunks
 
 __all__ = ["NeighborList", "complete_cell"]
 
-# bins are about half a cutoff wide: 125 bins around a site hold 3.7 times the sphere, 27 wide ones 6.4 times
-_BINS_PER_CUTOFF = 2
+# Bins per cutoff length and direction: a search goes through rows of bins along the last direction, so few rows
+# (9) and fine steps within a row
+_BINS_PER_CUTOFF = np.array([1, 1, 4])
 _MAX_SHIFTS = 1 << 20
 
 
@@ -179,6 +180,7 @@ class NeighborList:
         self._positions = None
         self._given_cell = None
         self._rows = {}
+        self._memory = {}
         self._room = None
 
     def update(self, positions, cell, pbc, types, cutoffs, chunks, threads: int = 1) -> None:
@@ -193,6 +195,13 @@ class NeighborList:
         self.positions = self._rows_of_four(
             "positions", positions if self._image is None else positions - self._image @ cell
         )
+
+    def _buffer(self, name: str, size: int) -> np.ndarray:
+        """Memory of the previous list where it is large enough: fresh memory costs a page fault every 512 numbers."""
+        buffer = self._memory.get(name)
+        if buffer is None or len(buffer) < size:
+            self._memory[name] = buffer = np.empty(size + size // 16, np.int64)
+        return buffer[:size]
 
     def _rows_of_four(self, name: str, vectors: np.ndarray) -> np.ndarray:
         """(n, 3) as n rows of four doubles, flat, so that a kernel can load a row at once."""
@@ -287,7 +296,7 @@ class NeighborList:
         while True:
             start = np.zeros(n + 1, np.int64)
             np.cumsum(self._room, out=start[1:])
-            found = np.empty(start[-1], np.int64)
+            found = self._buffer("found", start[-1])
             run_chunks(
                 _search,
                 (
@@ -306,7 +315,8 @@ class NeighborList:
         pages = -(-n // PAGE)
         self.seg = np.empty(n * (n_types + 1), np.int64)
         # whole vectors are read, also at the end
-        self.neighbors = np.zeros(count_of.sum() + LANES, np.int64)
+        self.neighbors = self._buffer("neighbors", count_of.sum() + LANES)
+        self.neighbors[-LANES:] = 0
         begin = np.cumsum(count_of) - count_of
         mirror = int(np.prod(span)) - 1
         _transpose(order, types, start, count_of, found, mirror, n_types, begin, self.seg, self.neighbors)
