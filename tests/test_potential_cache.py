@@ -33,12 +33,14 @@ print(ase_nepcg.__file__, sum(sum_chunks.stats.cache_hits.values()), sum(sum_chu
 """
 
 
-def run_kernel(directory=None, **environment):
-    """Run the kernel in a new process: file of the package, hits and misses of the cache, and what was printed as error."""
+def run_kernel(directory=None, where=None, **environment):
+    """Run the kernel in a new process: file of the package, hits and misses of the cache, standard error."""
     settings = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")} | environment
     if directory is not None:
         settings["NUMBA_CACHE_DIR"] = str(directory)
-    found = subprocess.run([sys.executable, "-c", USE_KERNEL], env=settings, capture_output=True, text=True)
+    # the working directory comes first in the path
+    command = [sys.executable, "-c", USE_KERNEL]
+    found = subprocess.run(command, cwd=where, env=settings, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     file, hits, misses = found.stdout.rsplit(maxsplit=2)
     return file, int(hits), int(misses), found.stderr
@@ -65,15 +67,14 @@ def test_a_second_process_loads_what_the_first_has_compiled(tmp_path):
 def test_an_edited_source_is_compiled_anew(tmp_path):
     copy = tmp_path / "source" / "ase_nepcg"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {"PYTHONPATH": str(copy.parent)}
     for expected in ((0, 1), (1, 0)):
-        file, *counts, _ = run_kernel(tmp_path, **environment)
+        file, *counts, _ = run_kernel(tmp_path, copy.parent)
         assert Path(file).parent == copy
         assert tuple(counts) == expected
     # not the file in which the kernel is defined
     with (copy / "potential" / "linear.py").open("a") as source:
         source.write("# edited\n")
-    _, hits, misses, _ = run_kernel(tmp_path, **environment)
+    _, hits, misses, _ = run_kernel(tmp_path, copy.parent)
     assert (hits, misses) == (0, 1)
     assert len(kernel_files(tmp_path)) == 2
 

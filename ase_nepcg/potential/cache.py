@@ -70,7 +70,9 @@ def cache_directory() -> Path | None:
             base = Path.home() / ".cache"
         parent = base / "ase_nepcg"
         folder = parent / f"kernels-{source_hash()}"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # one by one: with parents=True the mode would hold for the last one only
+        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
         reason = _private(parent) or _private(folder)
         if reason is None:
             tempfile.TemporaryFile(dir=folder).close()

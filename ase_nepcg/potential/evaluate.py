@@ -19,7 +19,7 @@ from .threads import default_threads, run_chunks
 __all__ = ["Evaluation", "EvaluationError", "Evaluator", "Geometry", "evaluate"]
 
 # The partition into chunks depends on the number of sites only, so that sums are the same for any number of threads.
-_SITES_PER_CHUNK = 128
+_SITES_PER_CHUNK = 64
 _MAX_CHUNKS = 64
 _FEWER_CHUNKS, _MANY_SITES = 32, 250_000  # bounds the memory of the force buffers
 
