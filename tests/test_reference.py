@@ -1,4 +1,4 @@
-"""The plain-numpy twin against compiled reference results, published predictions, derivatives and limits."""
+"""The plain-numpy twin (and the kernel) against reference results, published predictions, derivatives and limits."""
 
 import hashlib
 import json
@@ -14,6 +14,8 @@ from ase.neighborlist import primitive_neighbor_list
 
 from ase_nepcg.errors import ModelError
 from ase_nepcg.model import ZBL, NEPModel
+from ase_nepcg.potential.evaluate import Geometry
+from ase_nepcg.potential.evaluate import evaluate as fast_evaluate
 from ase_nepcg.reference import evaluate, neighbors
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -48,6 +50,12 @@ def evaluate_atoms(model, atoms, **kwargs):
     return evaluate(model, atoms.positions, atoms.cell, atoms.pbc, types, **kwargs)
 
 
+def by_kernel(model, positions, cell, pbc, types):
+    """The compiled kernel in the place of the twin."""
+    result = fast_evaluate(model, Geometry(positions, cell, np.full(3, pbc), types), virials=True)
+    return {name: getattr(result, name) for name in ("energy", "energies", "forces", "virials", "virial")}
+
+
 def triclinic(species, n=7, seed=0):
     """A few sites in a sheared cell thinner than the cut-off, none closer than 1.8 Å, some outside the cell."""
     rng = np.random.default_rng(seed)
@@ -62,13 +70,14 @@ def triclinic(species, n=7, seed=0):
 # ---- compiled reference, published predictions ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("code", [evaluate, by_kernel], ids=["twin", "kernel"])
 @pytest.mark.parametrize("case", range(len(CASES)), ids=CASES)
-def test_agrees_with_calorine(case):
+def test_agrees_with_calorine(case, code):
     model = oracle_model(ORACLE["model"][case])
     sites = slice(*ORACLE["start"][case : case + 2])
     cell = ORACLE["cell"][case]
     types = [model.species.index(symbol) for symbol in ORACLE["symbols"][sites]]
-    result = evaluate(model, ORACLE["positions"][sites], cell, True, types)
+    result = code(model, ORACLE["positions"][sites], cell, True, types)
     energies, forces, virials = (ORACLE[name][sites] for name in ("energies", "forces", "virials"))
     # contacts have forces of thousands of eV/Å; found: 1e-12 of the largest component
     tolerance = min(1e-9, 1e-11 * max(1.0, abs(forces).max()))
