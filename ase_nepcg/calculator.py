@@ -97,6 +97,7 @@ class NEP(Calculator):
         self._extra = {}
         self._evaluator = None
         self._per_site = False
+        self._known_types = None, None
         super().__init__(
             atoms=atoms,
             label=label,
@@ -155,6 +156,7 @@ class NEP(Calculator):
             changed = super().set(**kwargs)
             if changed or other_model:
                 self._evaluator = None
+                self._known_types = None, None
                 self.reset()
             return changed
 
@@ -173,7 +175,7 @@ class NEP(Calculator):
             from .potential.evaluate import EvaluationError, Evaluator, Geometry
 
             atoms = self.atoms
-            types = get_types(atoms, self._model.species)
+            types = self._types(atoms)
             # whoever asked for per-site stresses once will ask again
             self._per_site |= bool({"stresses", "virials", "heat_current"} & {*properties})
             if self._evaluator is None:
@@ -199,6 +201,16 @@ class NEP(Calculator):
                 self.results["stress"] = full_3x3_to_voigt_6_stress(result.virial) / -volume
                 if self._per_site:
                     self.results["stresses"] = full_3x3_to_voigt_6_stress(result.virials) / -volume
+
+    def _types(self, atoms) -> np.ndarray:
+        if has_labels(atoms):
+            return get_types(atoms, self._model.species)
+        # symbols rarely change from one call to the next
+        numbers, types = self._known_types
+        if numbers is None or not np.array_equal(numbers, atoms.numbers):
+            types = get_types(atoms, self._model.species)
+            self._known_types = atoms.numbers.copy(), types
+        return types
 
     def check_state(self, atoms, tol=1e-15):
         """Changes since the last calculation, among positions, cell, pbc and numbers; bead labels count as numbers.

@@ -221,6 +221,21 @@ def test_affine_motion_of_the_cell_is_no_displacement():
     check(near, positions @ motion, cell @ motion, ALL, types, one_type(4.0))
 
 
+# the largest cutoff decides when the cell is compressed, the smallest when it is stretched
+@pytest.mark.parametrize(("kind", "distance", "stretch", "approach"), [(0, 4.61, 0.7, 0.0), (1, 1.61, 1.2, 0.47)])
+def test_different_cutoffs_and_a_change_of_the_cell(kind, distance, stretch, approach):
+    cell, types = np.diag([20.0, 20.0, 20.0]), [kind, kind, 1 - kind]
+    cutoffs = np.array([[4.0, 1.0], [1.0, 1.0]])
+    start = np.array([[2.0, 2, 2], [2 + distance, 2, 2], [12.0, 12, 12]])
+    near = update(NeighborList(SKIN), start, cell, ALL, types, cutoffs)
+    assert near.longest == 0
+    motion = stretch * np.eye(3)
+    end = start @ motion + np.array([[approach, 0, 0], [-approach, 0, 0], [0, 0, 0]])
+    update(near, end, cell @ motion, ALL, types, cutoffs)
+    assert near.longest == 1
+    check(near, end, cell @ motion, ALL, types, cutoffs)
+
+
 @pytest.mark.parametrize("change", ["types", "pbc", "cutoffs", "chunks", "number"])
 def test_another_system_is_not_taken_for_the_same(change):
     rng = np.random.default_rng(1)
