@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ase_nepcg import NEPModel, reference, testing
+from ase_nepcg.data import WATER_BEAD
 from ase_nepcg.model import ZBL
 from ase_nepcg.potential.evaluate import Evaluation, EvaluationError, Evaluator, Geometry, evaluate
 
@@ -431,3 +432,16 @@ def test_published_results_of_training_are_reproduced(name):
 def test_published_models_agree_with_plain_numpy(path):
     model = NEPModel.read(path)
     compare(model, cloud(model.n_types, n=max(8, model.n_types), spacing=2.4), tolerance=2e-12)
+
+
+@pytest.mark.parametrize(
+    ("cell", "positions", "message"),
+    [
+        (10 * np.eye(3), [[1e25, 0, 0], [0, 0, 0]], "too far for exact distances"),
+        (1e-4 * np.eye(3), [[0, 0, 0], [0, 0, 0.5e-4]], "so small that a site would see about"),
+    ],
+)
+def test_absurd_cells_and_positions_are_refused_at_once(cell, positions, message):
+    model = NEPModel.read(WATER_BEAD)
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, Geometry(positions, cell, [True] * 3, [0, 0]))

@@ -119,12 +119,11 @@ class _KernelCache(NullCache):
         if path is None:
             return None
         try:
-            payload = pickle.loads(path.read_bytes())
+            return compiler.CompileResult._rebuild(target_context, *pickle.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except Exception:  # a damaged file: whatever the unpickler makes of it, compile again and replace it
+        except Exception:  # a damaged file: whatever is made of it, compile again and replace it
             return None
-        return compiler.CompileResult._rebuild(target_context, *payload)
 
     def save_overload(self, sig, data):
         path = self._path(sig, data.codegen)

@@ -186,7 +186,8 @@ def total(typingctx, a, first, n):
 
 @intrinsic(prefer_literal=True)
 def matvec(typingctx, matrix, first, x, x_first, n, out, columns):
-    """``out[c] += sum over d < n of x[x_first + d] * matrix[first + d columns + c]`` for all vectors ``c < columns``.
+    """``out[c] += sum over d < n of x[x_first + d] * matrix[first + d columns + c]`` for all vectors
+    ``c < columns``; n >= 1.
 
     ``matrix`` and ``out`` are views (indices in vectors), ``x`` a pointer to scalars, ``columns`` a compile-time
     constant. As many accumulators as there are registers are kept at a time.

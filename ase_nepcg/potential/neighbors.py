@@ -25,6 +25,9 @@ __all__ = ["NeighborList", "complete_cell"]
 # (9) and fine steps within a row
 _BINS_PER_CUTOFF = np.array([1, 1, 4])
 _MAX_SHIFTS = 1 << 20
+_MAX_IMAGES = 1_000_000
+# cells: floor() of larger numbers has no fractional digits left
+_FARTHEST = 1e12
 
 
 def complete_cell(cell, pbc) -> np.ndarray:
@@ -236,6 +239,11 @@ class NeighborList:
         """Wrapped positions, cells taken off, bin coordinates (each (3, N)); bins and reach (in bins) per direction."""
         inverse = np.linalg.inv(cell)
         fractional = inverse.T @ x
+        if np.abs(fractional).max() > _FARTHEST:
+            raise ValueError(
+                f"a site lies more than {_FARTHEST:.0e} cells away from the origin, too far for exact distances: "
+                "wrap the positions into the cell"
+            )
         image = np.where(pbc[:, None], np.floor(fractional), 0.0)
         wrapped = x - cell.T @ image
         fractional -= image
@@ -258,6 +266,12 @@ class NeighborList:
         n = len(positions)
         limit = float(cutoffs.max()) + self.skin
         wrapped, image, place, n_bins, reach = self._bins(np.ascontiguousarray(positions.T), cell, pbc, limit)
+        images = np.prod(np.where(pbc, 2.0 * (reach // n_bins) + 1, 1.0))
+        if images > _MAX_IMAGES:
+            raise ValueError(
+                f"the cell {cell.tolist()} is so small that a site would see about {images:.0e} images of it within "
+                f"{limit:g} Å; expected cell vectors in Å"
+            )
         bin_of = (place[0] * n_bins[1] + place[1]) * n_bins[2] + place[2]
         offset = np.arange((n_bins + 2 * reach).max()) - reach[:, None]
         home, shift = offset % n_bins[:, None], offset // n_bins[:, None]

@@ -125,7 +125,7 @@ def default_threads() -> int:
     """Cores this process may use, at most ``OMP_NUM_THREADS`` where that is set (as batch systems and joblib do)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(cores, int(limit)) if limit.isdigit() and int(limit) > 0 else cores
+    return min(cores, int(limit)) if limit.isascii() and limit.isdigit() and int(limit) > 0 else cores
 
 
 def run_chunks(kernel, arguments, threads: int) -> None:
