@@ -323,7 +323,11 @@ class NeighborList:
             if (count_of + LANES <= self._room).all():
                 break
             self._room = count_of + LANES
-        self._room = count_of + count_of // 16 + LANES
+        # room for the next list, so that it need not be searched twice: where the density is even, any site may get as
+        # many neighbours as another one has now
+        self._room = count_of + count_of // 4 + 2 * LANES
+        if count_of.max() * n <= 2 * count_of.sum():
+            self._room = np.maximum(self._room, count_of.max() + 2 * LANES)
 
         n_types = len(cutoffs)
         pages = -(-n // PAGE)
