@@ -97,6 +97,11 @@ def two(name: str, value) -> tuple:
     return first, second
 
 
+def is_plain(label: str) -> bool:
+    """Whether other programs can read ``label``: printable ASCII without blanks, quotes and ``=``."""
+    return all("!" <= char <= "~" and char not in "\"'`=" for char in label)
+
+
 def check_species(species: Sequence[str], symbols_for: str | None = None) -> tuple[str, ...]:
     """Return the labels as a tuple.
 
@@ -111,7 +116,7 @@ def check_species(species: Sequence[str], symbols_for: str | None = None) -> tup
         if not isinstance(label, str) or not 1 <= len(label) <= MAX_LABEL:
             shown = label[:40] if isinstance(label, str) else label
             raise ModelError(f"species: expected labels of 1 to {MAX_LABEL} characters, got {shown!r}")
-        if any(not "!" <= char <= "~" or char in "\"'`=" for char in label):
+        if not is_plain(label):
             raise ModelError(f"species: expected printable ASCII without blanks, quotes and '=', got {label!r}")
         if symbols_for is not None and label not in RADII:
             raise ModelError(f"species: {symbols_for} needs chemical symbols H to Pu, got {label!r}")

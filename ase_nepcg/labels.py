@@ -16,7 +16,7 @@ from ase.calculators.calculator import CalculatorSetupError
 from ase.data import atomic_numbers, chemical_symbols
 
 from .errors import ModelError, NepCGError, validate_array
-from .hyper import MAX_LABEL
+from .hyper import MAX_LABEL, is_plain
 
 __all__ = [
     "ARRAY",
@@ -97,7 +97,7 @@ def set_labels(atoms, labels, masses=None) -> None:
 def check_characters(labels) -> None:
     """Raise :class:`LabelError` for labels that the columns of a text file cannot hold: blanks, quotes, ``=``, …"""
     for label in np.unique(labels).tolist():
-        if any(not "!" <= character <= "~" or character in "\"'`=" for character in label):
+        if not is_plain(label):
             raise LabelError(f"labels: expected printable ASCII without blanks, quotes and '=', got {label!r}")
 
 
