@@ -449,8 +449,9 @@ def _exact(value: float) -> str:
     return np.format_float_scientific(value, unique=True, trim="0", exp_digits=2)
 
 
-def write_atomically(path, text: str) -> None:
-    """Replace the file ``path`` by ``text`` (ASCII) at once: a killed program leaves the old file or the new one."""
+def write_atomically(path, content: str | bytes) -> None:
+    """Replace the file ``path`` by ``content`` (ASCII or bytes) at once: a killed program leaves the old file or the
+    new one."""
     # through a link, so that the file it points to is replaced and not the link
     path = os.path.realpath(os.fsdecode(path))
     mode = os.stat(path).st_mode if os.path.exists(path) else None
@@ -461,7 +462,7 @@ def write_atomically(path, text: str) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode("ascii"))
+            file.write(content if isinstance(content, bytes) else content.encode("ascii"))
             file.flush()
             os.fsync(file.fileno())
             if mode is not None:

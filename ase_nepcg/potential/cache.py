@@ -33,6 +33,8 @@ from numba.core.serialize import dumps
 
 __all__ = ["cache_directory", "kernel_jit", "source_hash"]
 
+# where kernels are written; a kernel may use functions of any of these
+_ROOMS = ("potential", "md")
 # files of kernels whose sources changed are removed when they have not been used for this long
 _KEEP_DAYS = 30
 # no reassociation: sums keep their order, NaN stays NaN; a*b + c may be fused
@@ -41,10 +43,12 @@ _OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "
 
 @functools.cache
 def source_hash() -> str:
-    """Hash over the text of every module next to this one."""
+    """Hash over the text of every module in the rooms that hold kernels."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    package = Path(__file__).parents[1]
+    for room in _ROOMS:
+        for path in sorted((package / room).glob("*.py")):
+            digest.update(f"{room}/{path.name}".encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -146,7 +150,7 @@ def kernel_jit(*key, **options):
     over.
 
     The function may call other compiled functions and close over them, as long as they are made from the sources
-    next to this module and ``key``.
+    that :func:`source_hash` covers and ``key``.
     """
 
     def decorate(function):

@@ -7,6 +7,7 @@ parameters, neighbour list, buffers) between calls. Neither knows of ASE.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,6 +80,34 @@ class Evaluation:
         return float(self.energies.sum())
 
 
+class KernelArguments(NamedTuple):
+    """What the NEP kernel takes after its counters, in this order."""
+
+    positions: np.ndarray  # rows of four
+    types: np.ndarray
+    seg: np.ndarray
+    neighbors: np.ndarray
+    shifts: np.ndarray
+    capacity: int
+    pair: np.ndarray
+    zbl: np.ndarray
+    weights: np.ndarray
+    at: np.ndarray
+    temperature: float
+    chunks: np.ndarray
+    touched: np.ndarray
+    per_site: bool
+    with_q: bool
+    work: np.ndarray
+    place: np.ndarray
+    energies: np.ndarray
+    force_parts: np.ndarray  # of each chunk
+    virial_parts: np.ndarray  # of each chunk
+    site_virials: np.ndarray
+    descriptors: np.ndarray
+    status: np.ndarray  # per chunk: a site (+ 1) without distance to another one, and where in the list
+
+
 class Evaluator:
     """Evaluates one model; reuses the neighbour list and buffers of the previous call where they fit.
 
@@ -97,7 +126,7 @@ class Evaluator:
         self.threads = threads
         self.temperature_K = temperature_K
         self.neighbors = NeighborList()
-        self._kernel = build_kernel(Shape.of(model))
+        self.kernel = build_kernel(Shape.of(model))
         self._given_types = None
         self._present = None
         self._buffers = {}
@@ -109,47 +138,10 @@ class Evaluator:
         Raises EvaluationError for overlapping sites and non-finite results.
         """
         n = len(geometry.positions)
-        if n == 0:
-            raise EvaluationError("there are no sites to evaluate")
-        if not np.array_equal(geometry.types, self._given_types):
-            self._sort_types(geometry.types)
-        types, chunks = self._types, self._chunks
-        n_chunks = len(chunks) - 1
-        threads = min(self.threads or default_threads(), n_chunks)
-
-        near = self.neighbors
-        near.update(geometry.positions, geometry.cell, geometry.pbc, types, self._parameters.cutoffs, chunks, threads)
-        energies, virial = np.empty(n), np.empty(n_chunks * 9)
-        status = np.zeros(n_chunks * 2, np.int64)
-        force_parts = self._buffer("forces", n_chunks * n * 3)
-        virial_parts = self._buffer("virials", n_chunks * n * 9 if virials else 0)
-        q = np.empty(n * self.model.n_descriptor if descriptors else 0)
-        p = self._parameters
-        n_types = len(p.cutoffs)
-        capacity = padded(near.longest) + n_types * LANES
-        work, place = self._workspace(capacity, n_types, threads)
-        run_chunks(
-            self._kernel,
-            (
-                *(
-                    near.positions,
-                    types,
-                    near.seg,
-                    near.neighbors,
-                    near.shifts,
-                    capacity,
-                    p.pair,
-                    p.zbl,
-                    p.weights,
-                    p.at,
-                ),
-                *(float(self.temperature_K or 0.0), chunks, near.touched, virials, descriptors, work, place),
-                *(energies, force_parts, virial, virial_parts, q, status),
-            ),
-            threads,
-        )
-        if status.any():
-            self._report_overlap(*status.reshape(-1, 2)[np.flatnonzero(status[::2])[0]])
+        arguments, threads = self.prepare(geometry, virials=virials, descriptors=descriptors)
+        run_chunks(self.kernel, arguments, threads)
+        self.check_overlap(arguments.status)
+        energies = arguments.energies
         forces = self._sum("forces", 3, n, threads)
         per_site = self._sum("virials", 9, n, threads).reshape(n, 3, 3) if virials else None
         if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
@@ -161,10 +153,60 @@ class Evaluator:
         return Evaluation(
             energies=energies,
             forces=forces,
-            virial=virial.reshape(n_chunks, 3, 3).sum(axis=0),
+            virial=arguments.virial_parts.reshape(-1, 3, 3).sum(axis=0),
             virials=per_site,
-            descriptors=q.reshape(n, -1) * self.model.q_scaler if descriptors else None,
+            descriptors=arguments.descriptors.reshape(n, -1) * self.model.q_scaler if descriptors else None,
         )
+
+    def prepare(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False):
+        """The :class:`KernelArguments` of :attr:`kernel` for this geometry, and the number of threads.
+
+        The buffers belong to the evaluator and serve its next call too.
+        """
+        n = len(geometry.positions)
+        if n == 0:
+            raise EvaluationError("there are no sites to evaluate")
+        if not np.array_equal(geometry.types, self._given_types):
+            self._sort_types(geometry.types)
+        types, chunks = self._types, self._chunks
+        n_chunks = len(chunks) - 1
+        threads = min(self.threads or default_threads(), n_chunks)
+
+        near, p = self.neighbors, self._parameters
+        near.update(geometry.positions, geometry.cell, geometry.pbc, types, p.cutoffs, chunks, threads)
+        n_types = len(p.cutoffs)
+        capacity = padded(near.longest) + n_types * LANES
+        work, place = self._workspace(capacity, n_types, threads)
+        return KernelArguments(
+            positions=near.positions,
+            types=types,
+            seg=near.seg,
+            neighbors=near.neighbors,
+            shifts=near.shifts,
+            capacity=capacity,
+            pair=p.pair,
+            zbl=p.zbl,
+            weights=p.weights,
+            at=p.at,
+            temperature=float(self.temperature_K or 0.0),
+            chunks=chunks,
+            touched=near.touched,
+            per_site=virials,
+            with_q=descriptors,
+            work=work,
+            place=place,
+            energies=np.empty(n),
+            force_parts=self._buffer("forces", n_chunks * n * 3),
+            virial_parts=np.empty(n_chunks * 9),
+            site_virials=self._buffer("virials", n_chunks * n * 9 if virials else 0),
+            descriptors=np.empty(n * self.model.n_descriptor if descriptors else 0),
+            status=np.zeros(n_chunks * 2, np.int64),
+        ), threads
+
+    def check_overlap(self, status: np.ndarray) -> None:
+        """Raise EvaluationError if the kernel found two sites at the same place."""
+        if status.any():
+            self._report_overlap(*status.reshape(-1, 2)[np.flatnonzero(status[::2])[0]])
 
     def _report_overlap(self, site: int, entry: int):
         """Name two sites without distance: ``site`` - 1 and one of LANES neighbours from list entry ``entry`` on."""

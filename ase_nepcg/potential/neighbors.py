@@ -185,6 +185,7 @@ class NeighborList:
         self._rows = {}
         self._memory = {}
         self._room = None
+        self._half = None
 
     def update(self, positions, cell, pbc, types, cutoffs, chunks, threads: int = 1) -> None:
         """Make the list fit the geometry. ``cutoffs`` (T, T) in Å, ``chunks`` boundaries of the chunks of sites."""
@@ -198,6 +199,22 @@ class NeighborList:
         self.positions = self._rows_of_four(
             "positions", positions if self._image is None else positions - self._image @ cell
         )
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Positions (N, 3) the list was made for."""
+        return self._positions
+
+    @property
+    def farthest(self) -> float:
+        """How far (Å) every site may be from its :attr:`origin`, in the same cell, before the list is too old."""
+        # a little beyond the limit of _fits, so that a list that seems too old from outside is made anew
+        return 0.5 * (self.skin - 1e-13 * self._cutoffs.max())
+
+    @property
+    def offset(self) -> np.ndarray:
+        """What lies between given positions and those that the shifts belong to, (N, 3) in Å."""
+        return np.zeros_like(self._positions) if self._image is None else self._image @ self._complete
 
     def _buffer(self, name: str, size: int) -> np.ndarray:
         """Memory of the previous list where it is large enough: fresh memory costs a page fault every 512 numbers."""
@@ -291,8 +308,9 @@ class NeighborList:
         span = 2 * half + 1
         stride = np.array([span[1] * span[2], span[2], 1, 0])
         stride[3] = half @ stride[:3]
-        grid = np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij")
-        self._shift_triples = np.stack(grid, axis=-1).reshape(-1, 3)
+        if not np.array_equal(half, self._half):
+            grid = np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij")
+            self._shift_triples, self._half = np.stack(grid, axis=-1).reshape(-1, 3), half
 
         x = np.zeros((3, n + LANES))
         x[:, :n] = wrapped[:, members]

@@ -1,0 +1,71 @@
+"""Checkpoints: one npz file without pickles, with a version and a hash of everything in it, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+
+from .errors import NepCGError
+from .nepfile import write_atomically
+
+__all__ = ["CheckpointError", "read_checkpoint", "write_checkpoint"]
+
+_VERSION = 1
+_HEADER, _HASH = "header", "sha256"
+
+
+class CheckpointError(NepCGError, ValueError):
+    """A checkpoint that is damaged, or belongs to another run."""
+
+
+def write_checkpoint(path, kind: str, header: dict, arrays: dict) -> None:
+    """Write ``header`` (JSON) and ``arrays`` to ``path``; an older file there is replaced in one go."""
+    text = json.dumps({"kind": kind, "version": _VERSION, **header}, sort_keys=True)
+    stored = {_HEADER: np.frombuffer(text.encode(), np.uint8), **arrays}
+    stored[_HASH] = np.frombuffer(_digest(stored), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **stored)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
+    """The header and the arrays of :func:`write_checkpoint`.
+
+    Raises FileNotFoundError, or :class:`CheckpointError` for files that are truncated, damaged or something else.
+    """
+    path = os.fspath(path)
+    remedy = "remove it to start anew"
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        # from memory: a damaged archive would keep its file open
+        archive = np.load(io.BytesIO(content), allow_pickle=False)
+        arrays = {name: archive[name] for name in getattr(archive, "files", ())}
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, truncated or damaged ({error}); {remedy}") from None
+    if _HEADER not in arrays or _HASH not in arrays:
+        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; {remedy}")
+    expected = arrays.pop(_HASH).tobytes()
+    if _digest(arrays) != expected:
+        raise CheckpointError(f"{path}: the content does not match its hash, the file is damaged; {remedy}")
+    header = json.loads(arrays.pop(_HEADER).tobytes().decode())
+    if header.get("kind") != kind or header.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of kind {kind!r}, version {_VERSION}, got {header.get('kind')!r}, version "
+            f"{header.get('version')!r}; {remedy}"
+        )
+    return header, arrays
+
+
+def _digest(arrays: dict) -> bytes:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {np.shape(arrays[name])}\n".encode())
+        digest.update(array.tobytes())
+    return digest.digest()
