@@ -11,13 +11,33 @@ __version__ = "0.1.0.dev0"
 
 # public name -> module that owns it
 _OWNERS = {
+    "FixBeads": "constraints",
+    "Mapping": "mapping",
+    "MeanForce": "meanforce",
     "NEP": "calculator",
     "NEPModel": "model",
     "NepCGError": "errors",
+    "read_dataset": "dataset",
+    "sample_many": "campaign",
+    "sample_mean_force": "meanforce",
     "testing": None,
+    "write_dataset": "dataset",
 }
 
-__all__ = ["NEP", "NEPModel", "NepCGError", "__version__", "testing"]
+__all__ = [
+    "NEP",
+    "FixBeads",
+    "Mapping",
+    "MeanForce",
+    "NEPModel",
+    "NepCGError",
+    "__version__",
+    "read_dataset",
+    "sample_many",
+    "sample_mean_force",
+    "testing",
+    "write_dataset",
+]
 
 
 def __getattr__(name):

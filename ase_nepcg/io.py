@@ -3,94 +3,67 @@
 >>> frames = ase.io.read("train.xyz", index=":", format="nepcg-train")
 >>> ase.io.write("test.nepcg.xyz", frames)  # the name *.nepcg.xyz implies the format
 
-Numbers are read and written by :mod:`ase.io.extxyz` (8 decimals in columns, full precision in the comment line). This
-module adds the names: ASE alone refuses a species WAT and takes a bead called F for fluorine of mass 19.
+ASE alone refuses a species WAT, takes a bead called F for fluorine of mass 19, and rounds columns to 8 decimals. Here
+every number is written with as many digits as it has, so that reading gives back the same bits.
 
 Reading: names are taken literally. A frame of chemical symbols only becomes ordinary atoms; any other gets labels (see
-:mod:`ase_nepcg.labels`). A column ``masses`` or ``mass`` gives the masses, ``force`` or ``forces`` the forces. Keys of
-the comment line may be in any case (``lattice``, ``Energy``, ``Virial``). ``virial`` (eV, positive = compressed) stays
-in ``info`` as a (3, 3) array.
+:mod:`ase_nepcg.labels`). A column ``masses`` or ``mass`` gives the masses, ``force`` or ``forces`` the forces. The keys
+that trainers know may be in any case (``lattice``, ``Energy``, ``Virial``). Keys ``virial…`` with nine numbers are
+(3, 3) arrays in ``info``. ``virial`` is in eV, positive = compressed; ``stress`` has ASE's sign and becomes a virial;
+either gives the calculator its stress. Where ``energy_weight`` is 0 there is no energy
+(:class:`~ase_nepcg.dataset.FrameCalculator`); a number other than 0 that stands there all the same is kept as
+``info["unused_energy"]``.
 
-Writing: the labels stand in the species column and nowhere else, masses in a column if they are set.
+Writing: the labels stand in the species column and nowhere else. Masses stand in two equal columns, since a missing one
+is a silent error in other programs: ``masses`` is what ASE reads, ``mass`` what ``gpumd`` reads when a frame serves as
+its ``model.xyz``. Stresses are written as ``virial``. Results without an energy get ``energy=0 energy_weight=0``,
+because GPUMD's trainer insists on a number. Entries of ``info`` that are None are left out.
+
+GPUMD splits the comment line at blanks, in quotes too, and looks at the beginnings of the pieces: a string with
+``energy=5`` in it would be an energy. Strings and names that could be misread so are refused.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import atomic_numbers
-from ase.io.extxyz import key_val_str_to_dict, read_xyz, write_xyz
+import os
+from collections.abc import Iterator
 
-from .labels import ARRAY, TABLE, check_characters, get_labels, set_labels
+from ase import Atoms
+
+from .frame_reader import read_frames
+from .frame_results import DatasetError
+from .frame_writer import format_frame
 
 __all__ = ["read_nepcg_train", "write_nepcg_train"]
 
-_SPECIES = "nepcg_species"
-_KEYS = {"lattice": "Lattice", "properties": "Properties"} | {
-    key: key for key in ("energy", "virial", "stress", "pbc", "weight", "energy_weight", "temperature", "charge")
-}
-_COLUMNS = {"species": _SPECIES, "force": "forces"}
 
+def read_nepcg_train(fileobj, index=-1) -> Iterator[Atoms]:
+    """Yield the frames ``index`` (an integer or a slice) of a file, given as a name or an open text file.
 
-def read_nepcg_train(fileobj, index=-1):
-    """Yield the frames ``index`` (an integer or a slice) of a file, given as a name or an open text file."""
-    for atoms in read_xyz(fileobj, index=index, properties_parser=_parse_comment):
-        yield _restored(atoms)
-
-
-def write_nepcg_train(fileobj, images, **kwargs):
-    """Write frames; ``kwargs`` (``columns``, ``write_info``, ``write_results``, …) as for ``ase.io.extxyz.write_xyz``.
-
-    Raises :class:`~ase_nepcg.labels.LabelError` for labels that do not fit into one column.
+    Raises :class:`~ase_nepcg.dataset.DatasetError` for a malformed file, ``IndexError`` for a frame that is not there.
     """
-    images = [images] if hasattr(images, "get_positions") else images
-    write_xyz(fileobj, (_prepared(atoms) for atoms in images), **kwargs)
+    if isinstance(fileobj, str | os.PathLike):
+        with open(fileobj) as file:
+            yield from read_frames(file, index, fileobj)
+    else:
+        yield from read_frames(fileobj, index, getattr(fileobj, "name", None))
 
 
-def _parse_comment(line: str) -> dict:
-    """The comment line as dictionary, keys in ASE's spelling, the species column under a name that ASE leaves alone."""
-    info = {}
-    for key, value in key_val_str_to_dict(line).items():
-        key = _KEYS.get(key.lower(), key)
-        if key in ("Lattice", "virial", "stress") and np.shape(value) == (9,):
-            value = np.reshape(value, (3, 3), order="F")
-        info[key] = value
-    fields = info.get("Properties", "species:S:1:pos:R:3").split(":")
-    names = fields[::3]
-    fields[::3] = [_COLUMNS.get(name, name) if _COLUMNS.get(name) not in names else name for name in names]
-    info["Properties"] = ":".join(fields)
-    return info
+def write_nepcg_train(fileobj, images) -> None:
+    """Write ``Atoms`` or an iterable of them to a file, given as a name or an open text file.
 
-
-def _restored(atoms):
-    """``atoms`` with numbers, labels and masses from the columns of the file."""
-    names = atoms.arrays.pop(_SPECIES, None)
-    names = atoms.arrays.pop(ARRAY, names)
-    if names is not None and not set(names) <= atomic_numbers.keys() - {"X"}:
-        own_tags = atoms.get_tags() if atoms.has("tags") and TABLE not in atoms.info else None
-        set_labels(atoms, names)
-        if own_tags is not None:  # with another use than labels
-            atoms.set_tags(own_tags)
-            del atoms.info[TABLE]
-    elif names is not None:
-        atoms.numbers[:] = [atomic_numbers[name] for name in names]
-    if "mass" in atoms.arrays and not atoms.has("masses"):
-        atoms.set_masses(atoms.arrays.pop("mass"))
-    if atoms.calc is not None:  # results belong to the numbers they were stored with
-        atoms.calc = SinglePointCalculator(atoms, **atoms.calc.results)
-    return atoms
-
-
-def _prepared(atoms):
-    """A copy of ``atoms`` that ASE writes with the labels as species."""
-    labels = get_labels(atoms)
-    check_characters(labels)
-    frame = atoms.copy()
-    frame.calc = atoms.calc
-    frame.arrays.pop(ARRAY, None)
-    if frame.info.pop(TABLE, None) is not None:
-        frame.arrays.pop("tags", None)
-    if np.size(frame.info.get("virial")) == 9:
-        frame.info["virial"] = np.reshape(np.asarray(frame.info["virial"], dtype=float), (3, 3))
-    frame.set_array("symbols", labels)
-    return frame
+    Results are those a calculator has stored for these very positions; nothing is calculated. Raises
+    :class:`~ase_nepcg.dataset.DatasetError` for what cannot be written, and then writes nothing.
+    :func:`~ase_nepcg.write_dataset` checks more and replaces files at once.
+    """
+    texts = []
+    for i, atoms in enumerate([images] if isinstance(images, Atoms) else images):
+        try:
+            texts.append(format_frame(atoms))
+        except DatasetError as error:
+            raise DatasetError(str(error), frame=i) from error
+    if isinstance(fileobj, str | os.PathLike):
+        with open(fileobj, "w") as file:
+            file.writelines(texts)
+    else:
+        fileobj.writelines(texts)

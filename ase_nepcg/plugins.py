@@ -1,6 +1,8 @@
-"""Registrations that ASE loads on every ``import ase.io``; imports nothing but ASE's own named tuple."""
+"""Registrations that ASE loads on every ``import ase.io``; imports nothing but parts of ASE that are loaded anyway."""
 
 from ase.utils.plugins import ExternalIOFormat
+
+from . import constraints  # noqa: F401 - makes ASE know FixBeads, so that it can read files that contain it
 
 __all__ = ["train_format"]
 

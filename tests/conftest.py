@@ -4,6 +4,10 @@ A kernel is compiled once for every shape of model (about ten seconds where it i
 have three shapes only.
 """
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -101,3 +105,13 @@ def evaluations(monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def toys():
+    """The module ``toys.py``: potentials whose averages at held sites are known."""
+    if "toys" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("toys", Path(__file__).with_name("toys.py"))
+        sys.modules["toys"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["toys"])
+    return sys.modules["toys"]

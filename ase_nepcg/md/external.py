@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.constraints import FixBondLengths, FixLinearTriatomic
 
 from ..constraints import FixBeads
@@ -20,23 +20,26 @@ _RIGID = (FixBondLengths, FixLinearTriatomic)
 class CalculatorEngine:
     """Advances a :class:`~ase_nepcg.md.held.HeldRun` by the forces of ``atoms.calc``, one step per call.
 
-    ``atoms`` belong to the engine. Their constraints may be ``FixBondLengths`` and ``FixLinearTriatomic`` (rigid
-    molecules): steps then go through ASE's constraints, with each half drift followed by the correction of positions
+    ``atoms`` belong to the engine; ``groups`` are held. Their constraints may be ``FixBondLengths`` and
+    ``FixLinearTriatomic`` (rigid molecules): steps then go through ASE's constraints, with each half drift followed by the correction of positions
     and velocities (g-BAOAB of Leimkuhler & Matthews, Proc. R. Soc. A 472, 20160138, 2016, with one half drift each).
 
     ``has_virial``: whether the calculator gives a stress; known after :meth:`begin`.
     """
 
-    def __init__(self, atoms):
+    def __init__(self, atoms, groups=()):
         self.atoms = atoms
         self.has_virial = False
+        self._same_atoms = False
         self.rigid = [constraint for constraint in atoms.constraints if isinstance(constraint, _RIGID)]
-        atoms.set_constraint()
+        self._constraints = [*self.rigid, *([FixBeads(groups)] if len(groups) else [])] if self.rigid else []
+        # in the atoms, where each looks for the others
+        atoms.set_constraint(self._constraints)
 
     def begin(self, run) -> float:
         """Forces at the present positions into ``run.f``; returns the potential energy."""
         self._place(run.x)
-        volume = self.atoms.cell.rank == 3
+        volume = bool(self.atoms.cell.rank == 3)
         try:
             if volume:
                 self.atoms.calc.get_property("stress", self.atoms)
@@ -45,6 +48,7 @@ class CalculatorEngine:
             self.has_virial = False
         if self.rigid:
             self._settle(run)
+            self._place(run.x)
         energy, run.f[:] = self._evaluate(run)
         return energy
 
@@ -56,6 +60,7 @@ class CalculatorEngine:
         """
         if run.step >= last_step:
             return
+        self._place(run.x)
         run.backup[:] = run.x, run.v, run.f
         run.progress[PHASE] = 1
         if self.rigid:
@@ -83,15 +88,14 @@ class CalculatorEngine:
     def _evaluate(self, run) -> tuple[float, np.ndarray]:
         """Energy and raw forces at ``run.x``; the virial goes into ``run.virial``."""
         self._place(run.x)
-        calculator, atoms = self.atoms.calc, self.atoms
+        atoms, get = self.atoms, self._properties()
         if self.has_virial:
-            stress = np.asarray(calculator.get_property("stress", atoms), float)
+            stress = np.asarray(get("stress"), float)
             if stress.shape == (6,):
                 xx, yy, zz, yz, xz, xy = stress
                 stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
             run.virial[:] = (-atoms.get_volume() * stress).ravel()
-        forces = np.asarray(calculator.get_property("forces", atoms), float)
-        energy = float(calculator.get_property("energy", atoms))
+        forces, energy = np.asarray(get("forces"), float), float(get("energy"))
         if forces.shape != run.x.shape:
             raise EvaluationError(f"forces: expected shape {run.x.shape} from the calculator, got {forces.shape}")
         for name, value in (("force on atom", forces), ("energy", np.array([energy])), ("virial", run.virial)):
@@ -101,28 +105,36 @@ class CalculatorEngine:
                 raise EvaluationError(f"the {which} is not finite: {value[bad[0]]}")
         return energy, forces
 
+    def _properties(self):
+        """Function: name -> property at the present positions, all from one calculation."""
+        calculator, atoms = self.atoms.calc, self.atoms
+        if not (self._same_atoms and isinstance(calculator, Calculator)):
+            self._same_atoms = True
+            return lambda name: calculator.get_property(name, atoms)
+        # what get_property would find out at some cost for each property: nothing but the positions has changed
+        names = ["energy", "forces", *(["stress"] if self.has_virial else [])]
+        calculator.calculate(atoms, names, ["positions"])
+        return calculator.results.__getitem__
+
     # --- rigid molecules ------------------------------------------------------------------------------------------
 
-    def _held(self, run):
-        return [FixBeads(list(run.bound.groups)), *self.rigid]
-
-    def _settle(self, run):
-        """Positions and velocities that obey the rigid bonds."""
-        x = run.x.copy()
-        self._correct(run, x)
-        run.x[:] = x
-        self._place(run.x)
-        self._project(run)
-
-    def _correct(self, run, x):
-        for constraint in self._held(run):
+    def _correct(self, x):
+        for constraint in self._constraints:
             constraint.adjust_positions(self.atoms, x)
 
     def _project(self, run):
         momenta = run.v / run.w[:, None]
-        for constraint in self._held(run):
+        for constraint in self._constraints:
             constraint.adjust_momenta(self.atoms, momenta)
         run.v[:] = momenta * run.w[:, None]
+
+    def _settle(self, run):
+        """Positions and velocities that obey the rigid bonds."""
+        x = run.x.copy()
+        self._correct(x)
+        run.x[:] = x
+        self._place(run.x)
+        self._project(run)
 
     def _kick(self, run):
         forces = run.f.copy()
@@ -134,7 +146,7 @@ class CalculatorEngine:
 
     def _drift(self, run, h):
         x = run.x + h * run.v
-        self._correct(run, x)
+        self._correct(x)
         run.v[:] = (x - run.x) / h
         run.x[:] = x
         self._place(run.x)

@@ -15,6 +15,7 @@ The NEP kernel is called by its address: this loop is compiled once for models o
 from __future__ import annotations
 
 import ctypes
+import math
 
 import numba
 from llvmlite import ir
@@ -86,14 +87,14 @@ def kernel_address(kernel) -> int:
 
 @kernel_jit()
 def _farthest(x, origin):
-    """Square of the largest displacement."""
+    """Square of the largest displacement; infinite if one is not a number."""
     largest = 0.0
     for i in range(x.shape[0]):
         dx, dy, dz = x[i, 0] - origin[i, 0], x[i, 1] - origin[i, 1], x[i, 2] - origin[i, 2]
         d2 = dx * dx + dy * dy + dz * dz
-        # a NaN counts as far away
-        if not d2 <= largest:
-            largest = d2
+        if not d2 < math.inf:
+            return math.inf
+        largest = max(largest, d2)
     return largest
 
 
