@@ -268,7 +268,10 @@ class NeighborList:
         extent = np.where(pbc, 1.0, np.maximum(fractional.max(axis=1) - origin, 1e-3))
         # perpendicular distance between opposite faces of the region that is divided into bins
         height = extent / np.linalg.norm(inverse, axis=0)
-        n_bins = np.maximum(np.floor(height * _BINS_PER_CUTOFF / limit), 1)
+        coarse, fine = (np.maximum(np.floor(height * k * _BINS_PER_CUTOFF / limit), 1) for k in (1, 2))
+        # what a search covers; in cells of few cutoffs coarse bins cover far too much
+        covered, finely = ((2 * np.ceil(limit * n / height) + 1) / n for n in (coarse, fine))
+        n_bins = np.where(finely < 0.7 * covered, fine, coarse)
         # a few sites in a huge box need no more bins than sites
         while n_bins.prod() > 4 * x.shape[1] + 64:
             n_bins[np.argmax(n_bins)] = np.ceil(n_bins.max() / 2)
