@@ -152,7 +152,7 @@ def run_here(tasks: list[Task], report: Callable) -> Iterator[tuple[int, MeanFor
 
 
 def refuse_unguarded_script() -> None:
-    """To be called before processes are started: ends a worker that runs the parent's script instead of its task."""
+    """To be called before anything is done: ends a worker that runs the parent's script instead of its task."""
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):
         if process.name.startswith(_NAME):
@@ -212,6 +212,16 @@ def _end_with_parent() -> None:
 
 
 # ---- the side of the parent ---------------------------------------------------------------------------------------
+
+
+def _check_main_file() -> None:
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and path is not None and not os.path.exists(path):
+        raise SamplingError(
+            f"worker processes import the script that is running, and there is no file {path}: write the script to a "
+            "file, or use workers=1"
+        )
 
 
 class _Worker:
@@ -278,6 +288,7 @@ def run_in_processes(
     iterator is closed, or interrupted, workers are told to write their checkpoints and to end. A worker that dies loses
     its configuration only. Raises :class:`SamplingError` if not a single worker can be started.
     """
+    _check_main_file()
     context = multiprocessing.get_context("spawn")
     waiting, crew, started, slots, any_ready, end = deque(tasks), [], 0, workers, False, None
     try:

@@ -28,6 +28,7 @@ COMMANDS = {
     "quickstart": ("short run on an embedded model: does it work, how fast is it", "ase_nepcg.quickstart:Quickstart"),
     "info": ("print what a model file is", "ase_nepcg.cli:Info"),
     "lint": ("check which atoms make which bead, before sampling", "ase_nepcg.cli_lint:Lint"),
+    "sample": ("mean forces on beads: structures in, training frames out", "ase_nepcg.cli_sample:Sample"),
     "bench": ("time the calculator against other installed ones", "ase_nepcg.bench:Bench"),
 }
 

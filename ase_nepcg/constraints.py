@@ -74,7 +74,12 @@ class FixBeads(FixConstraint):
     positions. *Momenta*: the momentum of each group is zero. *Forces* (what ``atoms.get_forces()`` gives an optimiser;
     MD takes the raw ones): the net force of each group is shared out by mass and removed. Take mean forces on the
     centres from ``atoms.get_forces(apply_constraint=False)``. There is no ``adjust_stress`` and no ``adjust_cell``: a
-    barostat would move the centres with the cell, so do not use one (those of ASE that support no constraints refuse).
+    barostat would move the centres with the cell, so do not use one (those of the MTK family in ASE refuse).
+
+    *Drivers of ase.md*: ``VelocityVerlet``, ``Langevin(fixcm=False)`` and ``Bussi`` (set the constraint first) sample
+    the constrained ensemble. ``Andersen`` holds the centres but is too cold, by up to a third for small groups: it
+    draws single velocity components anew, and what a centre gets of them is removed. ``NoseHooverChainNVT`` does not
+    ask for the degrees of freedom. Use neither for averages.
 
     Together with other constraints, in the same list ``atoms.constraints``:
 
@@ -95,7 +100,8 @@ class FixBeads(FixConstraint):
 
     Slices and reorderings keep the groups that are complete and warn about those they cut; ``repeat`` gives each image
     its own groups; ``atoms + other`` keeps the constraints of ``atoms``; ``del atoms[i]`` is refused by ASE. ``.traj``,
-    JSON and ASE databases keep the constraint, extended XYZ drops it without a word (as it does most).
+    JSON and ASE databases keep the constraint; extended XYZ drops it without a word, as it does with most (ASE 3.26
+    does not write such atoms at all: remove the constraint before).
     """
 
     def __init__(self, mapping_or_groups):
@@ -159,21 +165,31 @@ class FixBeads(FixConstraint):
         """Shift groups in ``new`` (n, 3), in place.
 
         To hold a centre where the step before left it would let rounding errors add up: by a random walk, or steadily
-        where atoms move uniformly (1e-9 Å in 1e5 steps at 100 Å). So a centre is held at the nearest multiple of a
+        where atoms move uniformly (2e-10 Å in 1e5 steps at 50 Å). So a centre is held at the nearest multiple of a
         power of two, some 1e-13 Å, that is larger than the rounding errors of one step: the next step finds the same
         multiple, with nothing remembered. A request that already keeps the centre is left alone.
         """
-        displacement = np.subtract(new, old).ravel()
-        displacement *= plan.weight
-        shift = np.bincount(plan.key, displacement, plan.n_bins)
-        centre = np.bincount(plan.key, old.ravel() * plan.weight, plan.n_bins)
-        magnitude = np.abs(old)
-        farthest = magnitude.max() if plan.member is None else magnitude.max(where=plan.member, initial=0.0)
-        resolution = math.ldexp(1.0, math.frexp(plan.resolution * max(farthest, 1.0))[1])
-        error = centre - np.rint(centre / resolution) * resolution
-        np.add(shift, error, out=shift, where=shift != 0.0)
-        shift[-3:] = 0.0
-        new -= shift.take(plan.key, mode="clip").reshape(new.shape)  # clip: never needed, twice as fast as the default
+        work = np.empty(new.shape)  # one array for all: new ones cost more than the arithmetic
+        flat = work.reshape(-1)
+        np.subtract(new, old, out=work)
+        flat *= plan.weight
+        shift = np.bincount(plan.key, flat, plan.n_bins)
+        np.multiply(old.reshape(-1), plan.weight, out=flat)
+        centre = np.bincount(plan.key, flat, plan.n_bins)
+        np.abs(old, out=work)
+        farthest = work.max() if plan.member is None else work.max(where=plan.member, initial=0.0)
+        scale = float(farthest) if 1.0 < farthest < math.inf else 1.0  # 1 also beside NaN
+        resolution = math.ldexp(1.0, math.frexp(plan.resolution * scale)[1])
+        nearest = centre * (1.0 / resolution)  # exact, as the resolution is a power of two
+        np.rint(nearest, out=nearest)
+        nearest *= resolution
+        centre -= nearest
+        shift[-3:] = centre[-3:] = 0.0
+        if not shift[:-3].all():
+            centre[shift == 0.0] = 0.0
+        shift += centre
+        shift.take(plan.key, out=flat, mode="clip")  # no index is clipped; other modes copy
+        new -= work
         if plan.alone is not None:
             np.copyto(new, old, where=plan.alone)
 
@@ -181,7 +197,9 @@ class FixBeads(FixConstraint):
         """Subtract from ``values`` (n, 3), in place, the total of each group, shared out by mass."""
         total = np.bincount(plan.key, values.ravel(), plan.n_bins)
         total[-3:] = 0.0
-        values -= (plan.weight * total.take(plan.key, mode="clip")).reshape(values.shape)
+        removed = total.take(plan.key, mode="clip")  # no index is clipped; the default is slower
+        removed *= plan.weight
+        values -= removed.reshape(values.shape)
 
     def _plan(self, atoms, free: np.ndarray | None) -> _Plan:
         """Bins and weights for the masses of ``atoms`` and ``free`` (N, 3); made anew only if these changed."""
@@ -195,7 +213,7 @@ class FixBeads(FixConstraint):
             same = known_free is free or (
                 free is not None and known_free is not None and np.array_equal(known_free, free)
             )
-            if same and np.array_equal(known_masses, masses):
+            if same and (known_masses == masses).all():
                 return plan
         plan = self._make_plan(masses, None if free is None else free[: self._length])
         self._latest = (masses, free, plan)
@@ -300,16 +318,18 @@ class FixBeads(FixConstraint):
 
     def _find_coupled(self, atoms, bonds: list, linear: list, group: np.ndarray, free) -> RigidBonds | None:
         """The rigid bonds that leave groups, with the groups that they leave."""
-        pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *(other.pairs for other in bonds)])
-        triples = np.concatenate([np.empty((0, 3), dtype=np.int64), *(other.triples for other in linear)])
+        atom = np.arange(len(atoms))  # counts negative indices from the end
+        pairs = atom[np.concatenate([np.empty((0, 2), dtype=np.int64), *(other.pairs for other in bonds)])]
+        triples = atom[np.concatenate([np.empty((0, 3), dtype=np.int64), *(other.triples for other in linear)])]
         frozen = np.zeros(len(atoms), dtype=bool) if free is None else ~free.all(axis=1)
         leaving = find_leaving(pairs, triples, group, frozen)
         if not leaving.any():
             return None
-        for other in bonds:
-            if other.bondlengths is None:
-                other.bondlengths = other.initialize_bond_lengths(atoms)
-        lengths = np.concatenate([other.bondlengths for other in bonds])
+        lengths = [other.bondlengths for other in bonds]
+        for k, other in enumerate(bonds):
+            if lengths[k] is None:  # not used yet; it will do the same
+                lengths[k] = other.initialize_bond_lengths(atoms)
+        lengths = np.concatenate(lengths)
         held = np.unique(group[pairs[leaving]])
         groups = self.groups
         return RigidBonds(pairs[leaving], lengths[leaving], [groups[k] for k in held[held >= 0]], atoms)

@@ -83,29 +83,37 @@ def find_leaving(bonds: np.ndarray, linear: np.ndarray, group: np.ndarray, froze
 
 
 class RigidBonds:
-    """Bonds of fixed length and groups of fixed centre that share atoms, in the manner of SHAKE and RATTLE.
+    """Bonds of fixed length and groups of fixed centre that share atoms.
 
     ``pairs`` (B, 2), ``lengths`` (B,) in Å; ``groups``: sequence of index arrays; ``atoms`` at the old positions, which
     define the directions of the constraint forces. All corrections are along the gradients of the constraints, weighted
-    with the inverse masses; the multipliers solve one sparse linear system (momenta), or a few of them (positions).
+    with the inverse masses, as in RATTLE (H. C. Andersen, J. Comput. Phys. 52, 24 (1983)); the multipliers solve one
+    sparse linear system (momenta) or, by Newton's method, a few of them (positions).
     """
 
     def __init__(self, pairs: np.ndarray, lengths: np.ndarray, groups, atoms):
-        self.pairs, self.lengths, self.groups = pairs, lengths, groups
-        self.masses = atoms.get_masses()
+        self.pairs, self.lengths = pairs, lengths
+        self.inverse = 1.0 / np.repeat(atoms.get_masses(), 3)
+        # rows of the gradients: bonds, then x, y, z of each centre
+        members = np.concatenate(groups)
+        masses = atoms.get_masses()[members]
+        group = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        rows = (3 * group[:, None] + np.arange(3)).ravel()
+        order = np.argsort(rows, kind="stable")
+        self.shares = np.repeat(masses / np.bincount(group, masses)[group], 3)[order]
+        self.columns = np.concatenate([_coordinates(pairs.ravel()), _coordinates(members)[order]])
+        self.row_ends = np.cumsum([0, *[6] * len(pairs), *np.bincount(rows)])
         self.separation = atoms.positions[pairs[:, 0]] - atoms.positions[pairs[:, 1]]
         self.vectors, _ = find_mic(self.separation, atoms.cell, atoms.pbc)
         self.gradients = self._gradients(self.vectors)
 
     def adjust_momenta(self, momenta: np.ndarray) -> None:
         """Remove from ``momenta`` (N, 3), in place, what changes bond lengths or moves centres."""
-        inverse = 1.0 / np.repeat(self.masses, 3)
-        rates = self.gradients @ (inverse * momenta.ravel())
-        momenta -= (self.gradients.T @ self._solve(self.gradients, inverse, rates)).reshape(momenta.shape)
+        rates = self.gradients @ (self.inverse * momenta.ravel())
+        momenta -= (self.gradients.T @ self._solve(self.gradients, rates)).reshape(momenta.shape)
 
     def adjust_positions(self, new: np.ndarray) -> None:
         """Correct ``new`` (N, 3), in place, so that bonds have their lengths; centres are as they should be before."""
-        inverse = 1.0 / np.repeat(self.masses, 3)
         start = new.copy()
         for _ in range(MAX_ITERATIONS):
             vectors = new[self.pairs[:, 0]] - new[self.pairs[:, 1]] - self.separation + self.vectors
@@ -115,8 +123,8 @@ class RigidBonds:
             worst = np.abs(excess).max()
             if worst <= TOLERANCE * max(1.0, self.lengths.min()):
                 return
-            multipliers = self._solve(gradients, inverse, excess)
-            new -= (inverse * (self.gradients.T @ multipliers)).reshape(new.shape)
+            multipliers = self._solve(gradients, excess)
+            new -= (self.inverse * (self.gradients.T @ multipliers)).reshape(new.shape)
         raise ConstraintError(
             f"held groups and rigid bonds out of them: no solution in {MAX_ITERATIONS} iterations (error {worst:.1e} "
             "Å²): use a shorter time step, or start from positions in which the bonds have their lengths"
@@ -126,22 +134,16 @@ class RigidBonds:
         """Gradients of half the squared bond lengths and of the centres, sparse (B + 3G, 3N)."""
         from scipy.sparse import csr_array
 
-        n_bonds, axes = len(self.pairs), np.arange(3)
-        members = np.concatenate(self.groups)
-        owner = np.repeat(np.arange(len(self.groups)), [len(group) for group in self.groups])
-        share = self.masses[members] / np.bincount(owner, self.masses[members])[owner]
-        rows = [np.repeat(np.arange(n_bonds), 3)] * 2 + [(n_bonds + 3 * owner[:, None] + axes).ravel()]
-        columns = [(3 * atoms[:, None] + axes).ravel() for atoms in (self.pairs[:, 0], self.pairs[:, 1], members)]
-        values = [vectors.ravel(), -vectors.ravel(), np.repeat(share, 3)]
-        places = (np.concatenate(rows), np.concatenate(columns))
-        shape = (n_bonds + 3 * len(self.groups), 3 * len(self.masses))
-        return csr_array((np.concatenate(values), places), shape=shape)
+        values = np.concatenate([np.concatenate([vectors, -vectors], axis=1).ravel(), self.shares])
+        return csr_array((values, self.columns, self.row_ends), shape=(len(self.row_ends) - 1, len(self.inverse)))
 
-    def _solve(self, gradients, inverse: np.ndarray, excess: np.ndarray) -> np.ndarray:
+    def _solve(self, gradients, excess: np.ndarray) -> np.ndarray:
         """Lagrange multipliers that remove ``excess``: what each constraint is violated by."""
+        from scipy.sparse import csr_array
         from scipy.sparse.linalg import MatrixRankWarning, spsolve
 
-        matrix = (gradients * inverse) @ self.gradients.T
+        weighted = gradients.data * self.inverse[gradients.indices]
+        matrix = csr_array((weighted, gradients.indices, gradients.indptr), shape=gradients.shape) @ self.gradients.T
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MatrixRankWarning)
             multipliers = spsolve(matrix.tocsc(), excess)
@@ -152,3 +154,8 @@ class RigidBonds:
                 "finite; give only as many bonds as make a molecule rigid"
             )
         return multipliers
+
+
+def _coordinates(atoms: np.ndarray) -> np.ndarray:
+    """Indices of x, y, z of each atom."""
+    return (3 * atoms[:, None] + np.arange(3)).ravel()

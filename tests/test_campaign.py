@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.io import write
 from tqdm import tqdm
 
 import ase_nepcg
@@ -120,23 +121,20 @@ def single(atoms, mapping, index, seed=5, calc=None, **changes):
     return sample_mean_force(atoms, mapping, seed=frame_seed(seed, index), progress=False, **RUN | changes)
 
 
-def script(body, folder, guard=True):
-    """A program that runs a campaign with two workers and slow forces in the folder ``c``."""
-    call = f"""
-    frames = make_frames(3, Wells())
-    mapping = Mapping.from_atoms_per_bead(frames[0], 2, "Ne")
-    {body}
-"""
+def script(folder, arguments, guard=True):
+    """A program that runs a campaign of three configurations in the folder ``c``."""
+    write(folder / "frames.traj", make_frames(3))
     path = folder / "program.py"
-    path.write_text(
-        "import os, sys\n"
-        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "from campaign_toys import Wells\n"
-        "from test_campaign import RUN, make_frames\n"
-        "from ase_nepcg import Mapping, sample_many\n"
-        + ('if __name__ == "__main__":\n' if guard else "if True:\n")
-        + call
-    )
+    lines = [
+        "from ase.io import read",
+        "from campaign_toys import Wells",
+        "from ase_nepcg import Mapping, sample_many",
+        'if __name__ == "__main__":' if guard else "if True:",
+        '    frames = read("frames.traj", ":")',
+        '    mapping = Mapping.from_atoms_per_bead(frames[0], 2, "Ne")',
+        f'    sample_many(frames, mapping, calculator=Wells(), folder="c", **{RUN | arguments!r})',
+    ]
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -472,7 +470,7 @@ def test_interrupt_in_this_process_keeps_everything(toys, mapping, tmp_path):
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 def test_workers_end_with_their_parent_and_a_rerun_goes_on(how, toys, mapping, tmp_path):
     """SIGKILL of the parent, Ctrl-C in a terminal: then the same bits as if nothing had happened."""
-    path = script("sample_many(frames, mapping, workers=2, folder='c', seed=5, **RUN)", tmp_path)
+    path = script(tmp_path, {"workers": 2, "seed": 5})
     process = start(path, toys, TOY_DELAY="0.01")
     checkpoints = [tmp_path / "c" / f"{i:05d}.checkpoint.npz" for i in (0, 1)]
     until(lambda: all(file.exists() for file in checkpoints) or process.poll() is not None)
@@ -497,7 +495,7 @@ def test_workers_end_with_their_parent_and_a_rerun_goes_on(how, toys, mapping, t
 
 
 def test_script_without_guard_is_told_so(toys, tmp_path):
-    path = script("sample_many(frames, mapping, workers=2, folder='c', **RUN)", tmp_path, guard=False)
+    path = script(tmp_path, {"workers": 2}, guard=False)
     process = start(path, toys)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -505,6 +503,13 @@ def test_script_without_guard_is_told_so(toys, tmp_path):
     assert "SamplingError: worker processes cannot start: put the part of the script" in errors
     assert 'if __name__ == "__main__":' in errors
     assert not family(process.pid)
+
+
+def test_script_from_standard_input_is_told_so(toys, mapping, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    with pytest.raises(SamplingError, match="there is no file <stdin>: write the script to a file, or use workers=1"):
+        sample_many(make_frames(2), mapping, calculator=toys.Wells(), workers=2, progress=False, **RUN)
 
 
 # ---- arguments ----------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_new_centres_after_a_deliberate_change(atoms, rng):
         np.testing.assert_allclose(centres(atoms), before, rtol=0, atol=1e-12)
 
 
-def test_a_nan_stays_in_its_group(atoms):
+def test_a_nan_stays_in_its_group(atoms, rng):
     constraint = FixBeads(GROUPS)
     for adjust in (constraint.adjust_positions, constraint.adjust_momenta):
         for bad, spoiled in ((0, [0, 4, 7]), (6, [6])):
@@ -147,6 +147,13 @@ def test_a_nan_stays_in_its_group(atoms):
             values[bad, 1] = np.nan
             adjust(atoms, values)
             assert np.flatnonzero(np.isnan(values).any(axis=1)).tolist() == spoiled
+    wanted = atoms.get_positions() + rng.normal(size=(14, 3))
+    expected = wanted.copy()
+    constraint.adjust_positions(atoms, expected)
+    atoms.positions[0, 1] = np.nan
+    constraint.adjust_positions(atoms, wanted)
+    expected[[0, 4, 7], 1] = np.nan
+    np.testing.assert_allclose(wanted, expected, rtol=0, atol=1e-12)
 
 
 def test_other_memory_layouts(atoms, rng):

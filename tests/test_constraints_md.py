@@ -167,7 +167,7 @@ def test_barostats_of_ase_refuse():
 LANGEVIN_FUNCTION = 1 / np.tanh(2.0) - 1 / 2.0  # mean cosine of a dipole in a field of 2 kT
 
 
-@pytest.mark.parametrize(("held", "steps"), [("centres", 1000), ("ends", 400)])
+@pytest.mark.parametrize(("held", "steps"), [("centres", 1000), ("ends", 250)])
 def test_rigid_rods(held, steps):
     """Held at the centre, or (a site map) at the heavier end: both turn on a sphere."""
     n = 5

@@ -281,6 +281,12 @@ def test_linear_molecules(groups):
 # ---- accepted and refused -------------------------------------------------------------------------------
 
 
+def test_indices_counted_from_the_end():
+    atoms = waters(2)
+    atoms.set_constraint([FixBondLengths([[-6, -5], [0, 2], [1, -4]]), FixAtoms([-1]), FixBeads([[0], [3, 4]])])
+    assert atoms.get_number_of_degrees_of_freedom() == 18 - 3 - 3 - 6
+
+
 def test_constraints_that_do_not_interfere():
     atoms = waters(3)
     others = [

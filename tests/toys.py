@@ -20,10 +20,12 @@ import numba
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
-from ase.constraints import FixBondLengths
+from ase.constraints import FixBondLengths, FixLinearTriatomic
 from ase.units import kB
 from scipy.stats import chi2
 
+#: Angstrom; only to have a volume, clusters are not periodic
+CLUSTER_CELL = 60.0
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 
@@ -49,13 +51,16 @@ def check(value, expected, error, sigma=4.0, low=0.8, high=1.25):
 
 
 class Toy(Calculator):
-    """Calculator for atoms that change nothing but positions; subclasses give energy, forces (N, 3), virial (3, 3).
+    """Calculator for atoms that change nothing but positions; subclasses evaluate energy, forces (N, 3), virial (3, 3).
 
     ASE's comparison of the whole ``Atoms`` takes longer than these potentials.
     """
 
     implemented_properties = ("energy", "free_energy", "forces", "stress")
-    cell = None
+
+    def __init__(self, volume):
+        super().__init__()
+        self.volume = volume
 
     def check_state(self, atoms, tol=1e-15):
         return [] if self.atoms is not None and np.array_equal(self.atoms, atoms.positions) else ["positions"]
@@ -63,7 +68,7 @@ class Toy(Calculator):
     def calculate(self, atoms, properties, system_changes):
         self.atoms = atoms.positions.copy()
         energy, forces, virial = self.evaluate(self.atoms)
-        stress = -0.5 * (virial + virial.T)[VOIGT] / abs(np.linalg.det(atoms.cell.array))
+        stress = -0.5 * (virial + virial.T)[VOIGT] / self.volume
         self.results = {"energy": energy, "free_energy": energy, "forces": forces, "stress": stress}
 
 
@@ -92,7 +97,7 @@ class Springs(Toy):
     """``U = (x - x0) H (x - x0) / 2`` of a cluster."""
 
     def __init__(self, hessian, x0):
-        super().__init__()
+        super().__init__(CLUSTER_CELL**3)
         self.hessian, self.x0 = hessian, x0
 
     def evaluate(self, x):
@@ -156,7 +161,7 @@ def chain(replicas=2, beads=3, per_bead=4, seed=0, field=0.0):
                 hessian[j, :, i] -= k
         bonds += [(i, i + 1) for i in range(first, first + length - 1)]
     masses = rng.choice([2.0, 5.0, 11.0, 16.0], n)
-    atoms = Atoms("C" * n, x0 + rng.normal(size=(n, 3)) * 0.15, masses=masses, cell=[60, 60, 60])
+    atoms = Atoms("C" * n, x0 + rng.normal(size=(n, 3)) * 0.15, masses=masses, cell=[CLUSTER_CELL] * 3)
     atoms.calc = Springs(hessian.reshape(3 * n, 3 * n), x0)
     return atoms, np.array(bonds)
 
@@ -171,14 +176,14 @@ class Cradle(Toy):
     ``bond=False`` leaves the bond 0-1 out (for a rigid dimer).
     """
 
-    strength = np.array([0.9, -0.5, -0.4, 0.8])
+    strength = np.array([0.5, -0.2, -0.25, 0.4])
     width = np.array([0.8, 1.0, 0.9, 0.7])
-    a, r0 = 0.8, 0.7
+    a, r0 = 0.3, 0.7
     # separations of the pairs 0-2, 0-3, 1-2, 1-3 and 0-1 from the positions
     separations = np.array([[-1, 0, 1, 0], [-1, 0, 0, 1], [0, -1, 1, 0], [0, -1, 0, 1], [-1, 1, 0, 0]], float)
 
     def __init__(self, bond=True):
-        super().__init__()
+        super().__init__(CLUSTER_CELL**3)
         self.bond = bond
 
     def terms(self, x):
@@ -198,12 +203,12 @@ class Cradle(Toy):
         forces = forces.reshape(-1, 3)
         return float(energy.sum()), forces, x.T @ forces
 
-    def points(self, sites, share, n=28, reach=1.55):
+    def points(self, sites, share, n=28, reach=1.8):
         """Quadrature of one molecule: positions (Q, 4, 3), weights (Q,) without the Boltzmann factor.
 
-        ``sites`` (3, 3): the centre of atoms 0 and 1, atoms 2 and 3. ``share``: mass fractions of atoms 0 and 1, or
-        (1, 0) where atom 0 is the site. A cubic grid for the separation of 0 and 1 (the integrand is smooth and
-        vanishes at its border, so that it converges exponentially), or for the rigid dimer one over its directions.
+        ``sites`` (3, 3): the site of atoms 0 and 1, atoms 2 and 3. ``share``: :func:`cradle_share`. A cubic grid for the
+        separation of 0 and 1 (the integrand is smooth and vanishes at its border, so that it converges exponentially),
+        or for a rigid molecule one over its directions.
         """
         if self.bond:
             axis = np.linspace(-reach, reach, n)
@@ -236,42 +241,66 @@ class Cradle(Toy):
         return {"forces": forces, "virial": 0.5 * (virial + virial.T), "mean_energy": weights @ energy}
 
 
-#: mass fractions of atoms 0 and 1 of a cradle, and what its three sites are
+#: masses of a cradle, and what its three sites are
 CRADLE_MASSES = np.array([7.0, 3.0, 12.0, 12.0])
-CRADLES = {
-    "group": ((0, 1), (2,), (3,)),
-    "site": ((0,), (2,), (3,)),
-}
+CRADLES = {"group": ((0, 1), (2,), (3,)), "site": ((0,), (2,), (3,)), "linear": ((0, 1, 4), (2,), (3,))}
 
 
-def cradle(replicas=4, seed=0, bond=True):
-    """Atoms with replicas of the cradle in different geometries; also the sites (replicas, 3, 3) of each."""
+class LinearCradle(Cradle):
+    """The same with a fifth atom, heavy and without interactions, between 0 and 1: a rigid linear molecule."""
+
+    #: where on the way from 0 to 1, and its mass
+    where, mass = 0.4, 16.0
+
+    def __init__(self):
+        super().__init__(bond=False)
+
+    def evaluate(self, x):
+        molecules = x.reshape(-1, 5, 3)
+        energy, forces = self.terms(molecules[:, :4])
+        forces = np.concatenate([forces, np.zeros((len(forces), 1, 3))], axis=1).reshape(-1, 3)
+        return float(energy.sum()), forces, x.T @ forces
+
+
+def cradle(kind, replicas=4, seed=0, rigid=False):
+    """Atoms with replicas of the cradle in different geometries; groups and bonds for a mapping of that kind."""
     rng = np.random.default_rng(seed)
+    linear = kind == "linear"
+    calculator = LinearCradle() if linear else Cradle(bond=not rigid)
     sites = np.zeros((replicas, 3, 3))
     sites[:, 0] = rng.normal(size=(replicas, 3)) * 0.1
     sites[:, 1] = [1.3, 0.2, -0.1] + rng.normal(size=(replicas, 3)) * 0.25
     sites[:, 2] = [-0.4, 1.1, 0.6] + rng.normal(size=(replicas, 3)) * 0.25
     sites += 6.0 * np.stack(np.unravel_index(np.arange(replicas), (4, 4, 4)), axis=-1)[:, None]
-    calculator = Cradle(bond)
     s = rng.normal(size=(replicas, 3))
     s *= calculator.r0 / np.linalg.norm(s, axis=1)[:, None]
-    share = CRADLE_MASSES[:2] / CRADLE_MASSES[:2].sum()
-    x = np.empty((replicas, 4, 3))
-    x[:, 0], x[:, 1], x[:, 2:] = sites[:, 0] - share[1] * s, sites[:, 0] + share[0] * s, sites[:, 1:]
-    masses = np.tile(CRADLE_MASSES, replicas)
-    atoms = Atoms("C" * 4 * replicas, x.reshape(-1, 3), masses=masses, cell=[60, 60, 60])
+    share = cradle_share(kind)
+    x = [sites[:, 0] - share[1] * s, sites[:, 0] + share[0] * s, sites[:, 1], sites[:, 2]]
+    masses = CRADLE_MASSES
+    if linear:
+        x.append(x[0] + calculator.where * s)
+        masses = np.append(masses, calculator.mass)
+    size = len(x)
+    x = np.stack(x, axis=1).reshape(-1, 3)
+    atoms = Atoms("C" * len(x), x, masses=np.tile(masses, replicas), cell=[CLUSTER_CELL] * 3)
     atoms.calc = calculator
-    if not bond:
-        atoms.set_constraint(RigidBonds([(4 * k, 4 * k + 1) for k in range(replicas)]))
-    return atoms
-
-
-def cradle_groups(kind, replicas):
-    return [[4 * k + i for i in group] for k in range(replicas) for group in CRADLES[kind]]
+    first = size * np.arange(replicas)
+    bonds = np.stack([first, first + 1], axis=1)
+    if linear:
+        atoms.set_constraint(FixLinearTriatomic(np.stack([first, first + 4, first + 1], axis=1)))
+    elif rigid:
+        atoms.set_constraint(RigidBonds(bonds))
+    return atoms, [[k + i for i in group] for k in first for group in CRADLES[kind]], bonds
 
 
 def cradle_share(kind):
-    return np.array([1.0, 0.0]) if kind == "site" else CRADLE_MASSES[:2] / CRADLE_MASSES[:2].sum()
+    """Distances of atoms 1 and 0 from the site that they belong to, as parts of their own distance."""
+    if kind == "site":
+        return np.array([1.0, 0.0])
+    masses = CRADLE_MASSES[:2].copy()
+    if kind == "linear":
+        masses += LinearCradle.mass * np.array([1 - LinearCradle.where, LinearCradle.where])
+    return masses / masses.sum()
 
 
 def cradle_average(atoms, bound, kind, kT):
@@ -354,7 +383,7 @@ class RigidBonds(FixBondLengths):
 def _pairs(x, length, rc, molecule, sqrt_epsilon, sigma, charge):
     """Lennard-Jones and Coulomb energy, forces (N, 3) and virial (3, 3) in a cubic cell, between molecules.
 
-    Nearest images; shifted, so that energy and force of a pair end at ``rc``, at most half the cell. ``charge`` in units
+    Nearest images; shifted, so that energy and force of a pair end at ``rc``, at most half the cell. Charges in units
     of sqrt(eV Angstrom).
     """
     energy, forces, virial = 0.0, np.zeros(x.shape), np.zeros((3, 3))
@@ -387,10 +416,10 @@ def _pairs(x, length, rc, molecule, sqrt_epsilon, sigma, charge):
 class Dimers(Toy):
     """Atoms 2k and 2k + 1 joined by a harmonic bond; Lennard-Jones between all others."""
 
-    epsilon, sigma, stiffness, bond = 0.02, 3.0, 1.0, 1.8
+    epsilon, sigma, stiffness, bond = 0.02, 3.0, 1.0, 0.9
 
     def __init__(self, n_dimers, length):
-        super().__init__()
+        super().__init__(length**3)
         self.length, self.rc = length, 0.5 * length
         self.molecule = np.arange(2 * n_dimers) // 2
         self.sqrt_epsilon = np.full(2 * n_dimers, self.epsilon**0.5)
@@ -409,7 +438,7 @@ class Dimers(Toy):
         return float(energy + 0.5 * self.stiffness * ((r - self.bond) ** 2).sum()), forces, virial - d.T @ pull
 
 
-def dimer_liquid(n_dimers=24, volume=1.9, temperature_K=350.0, seed=0, steps=1500):
+def dimer_liquid(n_dimers=24, volume=1.6, temperature_K=500.0, seed=0, steps=1500):
     """Equilibrated periodic liquid; ``volume`` per dimer in units of sigma^3. Masses 12 and 18, bonds i - i + 1."""
     rng = np.random.default_rng(seed)
     length = Dimers.sigma * (n_dimers * volume) ** (1 / 3)
@@ -439,7 +468,7 @@ class RigidWater(Toy):
     """Atoms O, H, H, ...: Lennard-Jones between O, charges between molecules (SPC/E), for rigid molecules."""
 
     def __init__(self, n_molecules, length):
-        super().__init__()
+        super().__init__(length**3)
         self.length, self.rc = length, 0.5 * length
         self.molecule = np.arange(3 * n_molecules) // 3
         self.sqrt_epsilon = np.tile([0.00674**0.5, 0.0, 0.0], n_molecules)

@@ -1,0 +1,414 @@
+"""``nepcg sample``: mean forces on the beads of some structures, written as training frames."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+from .cli_mapping import StructureError, add_mapping_arguments, make_mapping
+from .errors import closest
+
+__all__ = ["CALCULATORS", "Sample"]
+
+#: calculators of ASE that need no files: name -> (module, class, types of the options, options without useful default)
+CALCULATORS = {
+    "emt": ("ase.calculators.emt", "EMT", {"asap_cutoff": bool}, ()),
+    "lj": (
+        "ase.calculators.lj",
+        "LennardJones",
+        {"epsilon": float, "sigma": float, "rc": float, "ro": float, "smooth": bool},
+        ("epsilon", "sigma"),
+    ),
+    "morse": (
+        "ase.calculators.morse",
+        "MorsePotential",
+        dict.fromkeys(("epsilon", "r0", "rho0", "rcut1", "rcut2"), float),
+        ("epsilon", "r0", "rho0"),
+    ),
+}
+
+_COLUMNS = ("no.", "sites", "time", "rms force", "rms error", "n_eff", "pull", "drift", "remarks", "structure")
+_UNITS = ("", "", "ps", "eV/Å", "eV/Å", "", "", "", "", "")
+
+
+class Sample:
+    """Hold the beads of structures, let the atoms move, average the forces: structures in, training frames out.
+
+    Forces come from a NEP model (--model) or one of ASE's calculators (--calculator). The run of each structure ends
+    after --time-ps, or once the rms error of its forces is --force-error, whichever comes first. Structures are
+    run side by side in processes. With --folder the same command goes on where it was interrupted, or killed.
+
+    The table: rms of the forces and of their standard errors, median number of independent samples behind a force,
+    difference of the two virial estimators and change of the forces during the run, both in units of their errors
+    (about 1 where all is well). The exit status is 1 if a structure failed; the frames of the others are written.
+    """
+
+    @staticmethod
+    def add_arguments(parser):
+        parser.add_argument("structures", nargs="+", metavar="STRUCTURE", help="file that ASE reads, or FILE@INDEX")
+        parser.add_argument(
+            "--index", type=_index, metavar="I", help="which structures of each file: 3, -1, 0:10, : (default last)"
+        )
+        forces = parser.add_argument_group("forces on the atoms, one of")
+        forces.add_argument("--model", metavar="FILE", help="NEP model (nep.txt)")
+        forces.add_argument("--calculator", type=_calculator, metavar="NAME", help=", ".join(CALCULATORS))
+        forces.add_argument(
+            "--calculator-option",
+            action="append",
+            default=[],
+            type=_option,
+            metavar="KEY=VALUE",
+            help="parameter of the calculator, e.g. sigma=3.4 (may be repeated)",
+        )
+        add_mapping_arguments(parser)
+        run = parser.add_argument_group("run")
+        run.add_argument("--temperature-K", type=_positive, required=True, metavar="T", help="temperature in K")
+        run.add_argument("--time-ps", type=_positive, metavar="T", help="length of each run in ps")
+        run.add_argument("--force-error", type=_positive, metavar="F", help="rms error of the forces to stop at, eV/Å")
+        run.add_argument("--timestep-fs", type=_positive, default=0.5, metavar="T", help="time step (default 0.5)")
+        run.add_argument("--ensemble", type=_ensemble, default="nvt", help="nvt (default) or nve")
+        run.add_argument(
+            "--friction-per-fs", type=_positive, default=0.01, metavar="F", help="of the thermostat (default 0.01)"
+        )
+        run.add_argument(
+            "--equilibration-ps", type=_from_zero, default=1.0, metavar="T", help="thrown away first (default 1)"
+        )
+        run.add_argument("--interval", type=_count, default=1, metavar="N", help="steps between samples (default 1)")
+        run.add_argument(
+            "--thermal-response", action="store_true", help="also derivatives with respect to temperature (nvt)"
+        )
+        run.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: a new one)")
+        run.add_argument("--workers", type=_count, metavar="N", help="processes (default: as many as cores)")
+        run.add_argument("--threads", type=_count, metavar="N", help="threads of each process (default: cores/workers)")
+        files = parser.add_argument_group("files")
+        files.add_argument(
+            "--folder", metavar="DIR", help="keep checkpoints and results here; a rerun goes on from them"
+        )
+        files.add_argument("--output", default="train.xyz", metavar="FILE", help="training frames (default train.xyz)")
+        files.add_argument("--force", action="store_true", help="replace the output file if it exists")
+
+    @staticmethod
+    def run(args) -> int:
+        _check_usage(args)
+        _check_output(args)
+        structures = [pair for path in args.structures for pair in _read(path, args.index)]
+        calculator = _make_calculator(args)
+        frames = [atoms for _, atoms in structures]
+        mappings = _make_mappings(args, structures)
+        from .campaign import CampaignError, CampaignInterrupted, sample_many
+
+        try:
+            with warnings.catch_warnings():
+                # they are in the table
+                warnings.filterwarnings("ignore", r"configuration \d+: ", RuntimeWarning)
+                results = sample_many(
+                    frames,
+                    mappings,
+                    calculator=calculator,
+                    **{name: getattr(args, name) for name in _PASSED},
+                )
+            failures = []
+        except CampaignError as error:
+            results, failures = error.results, error.failures
+        except CampaignInterrupted as interrupt:
+            _after_interrupt(args, structures, interrupt.results)
+            raise
+        _report(args, structures, results)
+        for failure in failures:
+            name = structures[failure.index][0]
+            print(f"nepcg sample: error: {name} (no. {failure.index}): {failure.reason}", file=sys.stderr)
+            if args.traceback and failure.traceback:
+                print(failure.traceback, file=sys.stderr)
+        return 1 if failures else 0
+
+
+_PASSED = ("temperature_K", "time_ps", "force_error", "timestep_fs", "ensemble", "friction_per_fs", "equilibration_ps")
+_PASSED += ("interval", "thermal_response", "seed", "workers", "threads", "folder")
+
+
+# ---- before the run -----------------------------------------------------------------------------------------------
+
+
+def _check_usage(args) -> None:
+    from .cli import UsageError
+
+    if (args.model is None) == (args.calculator is None):
+        raise UsageError(
+            "where do the forces come from? Give --model FILE or --calculator NAME"
+            + ", not both" * (args.model is not None)
+        )
+    if args.calculator_option and args.calculator is None:
+        raise UsageError("--calculator-option goes with --calculator")
+    if args.time_ps is None and args.force_error is None:
+        raise UsageError("when to stop? Give --time-ps, --force-error, or both")
+    if args.thermal_response and args.ensemble == "nve":
+        raise UsageError("--thermal-response needs --ensemble nvt: at constant energy the fluctuations are too small")
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        raise UsageError(f"--seed: expected an integer from 0 to 2^63 - 1, got {args.seed}")
+
+
+def _check_output(args) -> None:
+    """Find out now, and not after hours of sampling, that the output cannot be written."""
+    from .cli import UsageError
+
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {output.parent}")
+    if not os.access(output.parent, os.W_OK):
+        raise UsageError(f"--output {output}: {output.parent} cannot be written to")
+    if output.is_dir():
+        raise UsageError(f"--output {output}: expected a file name, that is a folder")
+    if not output.exists():
+        return
+    for path in args.structures:
+        if os.path.exists(path) and os.path.samefile(path, output):
+            raise UsageError(f"--output {output}: that is one of the structures")
+    if not args.force:
+        raise UsageError(f"--output {output}: the file exists; choose another name, or --force to replace it")
+
+
+def _read(path: str, index) -> list[tuple[str, object]]:
+    """(name, atoms) of the structures ``index`` of a file, in any format that ASE reads."""
+    from ase import Atoms
+    from ase.io import read
+
+    plain, own = path, ""
+    if not Path(path).exists() and "@" in path:
+        plain, _, own = path.rpartition("@")
+    # ASE's formats report a missing file in many ways
+    with open(plain, "rb"):
+        pass
+    try:
+        index = _index(own) if own else index
+        found = read(plain, index=-1 if index is None else index)
+    except argparse.ArgumentTypeError as error:
+        raise StructureError(f"{path}: {error}") from None
+    except (IndexError, StopIteration) as error:
+        raise StructureError(f"{path}: no such structure in the file, or the file is empty or cut short") from error
+    except Exception as error:
+        # readers raise whatever a damaged file makes them stumble over
+        reason = " ".join(str(error).split()) or "no message"
+        raise StructureError(f"{plain}: cannot be read as a structure ({type(error).__name__}: {reason})") from error
+    single = isinstance(found, Atoms)
+    found = [found] if single else found
+    if not found or not all(len(atoms) for atoms in found):
+        raise StructureError(f"{path}: expected structures, got {'one without atoms' if found else 'none'}")
+    return [(path if single else f"{plain}, {k + 1} of {len(found)}", atoms) for k, atoms in enumerate(found)]
+
+
+def _make_calculator(args):
+    from .cli import UsageError
+
+    if args.model is not None:
+        from .calculator import NEP
+        from .model import NEPModel
+
+        model = NEPModel.read(args.model)
+        return NEP(model, device="cpu", temperature_K=args.temperature_K if model.temperature else None)
+    module, name, types, required = CALCULATORS[args.calculator]
+    options = {}
+    for key, text in args.calculator_option:
+        if key not in types:
+            raise UsageError(f"--calculator {args.calculator} has no option {key!r}; {closest(key, types)}")
+        options[key] = _value(key, text, types[key])
+    missing = [key for key in required if key not in options]
+    if missing:
+        wanted = " ".join(f"--calculator-option {key}=…" for key in missing)
+        raise UsageError(f"--calculator {args.calculator} needs {wanted} (in eV and Å)")
+    return getattr(import_module(module), name)(**options)
+
+
+def _make_mappings(args, structures) -> list:
+    """A mapping for each structure; refuses now what could not be written at the end."""
+    import contextlib
+    import io
+
+    import numpy as np
+
+    from .dataset import DatasetError, FrameCalculator, validate
+    from .mapping import MappingError
+
+    mappings, beads, told = [], [], {}
+    for name, atoms in structures:
+        text = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(text):
+                mapping = make_mapping(args, atoms)
+            frame = mapping.beads(atoms)
+        except MappingError as error:
+            raise MappingError(f"{name}: {error}") from error
+        # what the structures have in common is told once
+        told.update(dict.fromkeys(text.getvalue().splitlines()))
+        frame.calc = FrameCalculator(frame, forces=np.zeros((len(frame), 3)))
+        mappings.append(mapping)
+        beads.append(frame)
+    for line in told:
+        print(line, file=sys.stderr)
+    try:
+        validate(beads)
+    except DatasetError as error:
+        where = "" if error.frame is None else f"{structures[error.frame][0]}: "
+        hint = "" if args.species is not None else "; to choose the labels give --species"
+        raise MappingError(f"{where}the frames could not be written: {error}{hint}") from error
+    return mappings
+
+
+# ---- after the run ------------------------------------------------------------------------------------------------
+
+
+def _report(args, structures, results) -> None:
+    """Print the table and write the frames."""
+    import numpy as np
+
+    from .dataset import write_dataset
+
+    rows, remarks = [], []
+    for number, ((name, _), result) in enumerate(zip(structures, results, strict=True)):
+        if result is None:
+            rows.append([str(number), *["-"] * 7, "failed", name])
+            continue
+        texts = list(result.warnings)
+        if not result.converged:
+            texts.append(f"the force error did not get down to {args.force_error:g} eV/Å; sample longer")
+        remarks += [f"no. {number}: {text}" for text in texts]
+        rms = float(np.sqrt((result.forces**2).mean()))
+        rows.append(
+            [
+                str(number),
+                str(len(result.forces)),
+                f"{result.time_ps:.6g}",
+                f"{rms:.4f}",
+                f"{result.force_error:.4f}",
+                f"{np.median(result.n_effective):.0f}",
+                "-" if result.virial_pull is None else f"{result.virial_pull:.1f}",
+                f"{result.drift:.1f}",
+                str(len(texts)) if texts else "",
+                name,
+            ]
+        )
+    print(_table([_COLUMNS, _UNITS, *rows]))
+    for text in remarks:
+        print(text)
+    done = [result for result in results if result is not None]
+    if done:
+        write_dataset(args.output, [result.frame for result in done])
+        print(f"{args.output}: {len(done)} frame{'s' * (len(done) != 1)}, seed {_seed(args, done)}")
+        if any(result.virial is None for result in done):
+            print("the calculator gives no stress: frames without virials")
+
+
+def _seed(args, results) -> str:
+    """What to give as --seed to get the same again."""
+    if args.seed is not None:
+        return str(args.seed)
+    if args.folder is not None:
+        return f"in {args.folder}"
+    return "drawn anew (give --seed, or --folder, to get the same again)"
+
+
+def _table(rows) -> str:
+    """Columns of text, right-justified except for the last."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([*(text.rjust(width) for text, width in zip(row[:-1], widths[:-1], strict=True)), row[-1]]).rstrip()
+        for row in rows
+    )
+
+
+def _after_interrupt(args, structures, results) -> None:
+    done = [result for result in results if result is not None]
+    if args.folder is not None:
+        print(
+            f"nepcg sample: interrupted, {len(done)} of {len(results)} finished; the same command goes on from "
+            f"{args.folder}",
+            file=sys.stderr,
+        )
+    elif done:
+        # without a folder they would be lost
+        _report(args, structures, results)
+        print(f"nepcg sample: interrupted, {len(done)} of {len(results)} finished", file=sys.stderr)
+
+
+# ---- syntax -------------------------------------------------------------------------------------------------------
+
+
+def _index(text: str) -> int | slice:
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part.strip() else None for part in parts]
+        if len(numbers) == 1 and numbers[0] is not None:
+            return numbers[0]
+        if 2 <= len(numbers) <= 3 and numbers[2:] != [0]:
+            return slice(*numbers)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected an index or a slice such as -1, 0:10, ::2 or :, got {text!r}")
+
+
+def _calculator(text: str) -> str:
+    if text not in CALCULATORS:
+        raise argparse.ArgumentTypeError(f"unknown calculator {text!r}; {closest(text, CALCULATORS)}")
+    return text
+
+
+def _ensemble(text: str) -> str:
+    if text.lower() in ("npt", "nph"):
+        raise argparse.ArgumentTypeError(
+            f"{text}: pressure and held beads exclude each other; choose the volume of the structures first"
+        )
+    if text not in ("nvt", "nve"):
+        raise argparse.ArgumentTypeError(f"expected nvt or nve, got {text!r}")
+    return text
+
+
+def _option(text: str) -> tuple[str, str]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, e.g. sigma=3.4, got {text!r}")
+    return key, value
+
+
+def _value(key: str, text: str, kind: type):
+    from .cli import UsageError
+
+    if kind is bool:
+        values = {"true": True, "false": False, "1": True, "0": False}
+        if text.lower() not in values:
+            raise UsageError(f"--calculator-option {key}: expected true or false, got {text!r}")
+        return values[text.lower()]
+    try:
+        return _positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--calculator-option {key}: {error}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return number
+
+
+def _positive(text: str) -> float:
+    if not _number(text) > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return _number(text)
+
+
+def _from_zero(text: str) -> float:
+    if not _number(text) >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text}")
+    return _number(text)
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
