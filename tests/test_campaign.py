@@ -307,7 +307,7 @@ def test_progress_shows_count_and_errors(toys, mapping, monkeypatch, capsys, tmp
     monkeypatch.chdir(tmp_path)
     shown = []
     monkeypatch.setattr(campaign, "tqdm", lambda **k: shown.append(k["disable"]) or tqdm(**k | {"disable": False}))
-    monkeypatch.setattr(campaign_workers, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(campaign_workers, "_REPORT_SECONDS", 0.05)
     frames = make_frames(3)
     for atoms, last in zip(frames, (None, 100, None), strict=True):
         atoms.calc = toys.Wells(last=last)

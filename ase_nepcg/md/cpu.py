@@ -17,7 +17,7 @@ __all__ = ["NepEngine"]
 _SECONDS_PER_CALL = 0.05
 _MAX_STEPS = 1024
 # of the neighbour list, Å
-_SKIN = 1.2
+_SKIN = 1.5
 
 
 class NepEngine:
@@ -27,10 +27,11 @@ class NepEngine:
 
     def __init__(self, model, types, cell, pbc, *, threads=None, temperature_K=None):
         self._evaluator = Evaluator(model, threads=threads, temperature_K=temperature_K)
-        # for a few hundred atoms a list costs as much as two evaluations; this one holds three times as long as usual
+        # for a few hundred atoms a list costs as much as two evaluations; this one holds four times as long as usual
         self._evaluator.neighbors.skin = _SKIN
         self._types, self._cell, self._pbc = types, cell, pbc
         self._steps_per_call = 8
+        self._address = None
 
     def _geometry(self, x):
         return Geometry(x, self._cell, self._pbc, self._types)
@@ -48,11 +49,16 @@ class NepEngine:
         """
         arguments, threads = self._evaluator.prepare(self._geometry(run.x))
         near = self._evaluator.neighbors
+        if self._address is None:
+            if not self._evaluator.kernel.overloads:  # taken up from a checkpoint: nothing has been evaluated yet
+                self._evaluator(self._geometry(run.x))
+                arguments, threads = self._evaluator.prepare(self._geometry(run.x))
+            self._address = kernel_address(self._evaluator.kernel)
         begin, first = time.perf_counter(), run.step
         run_chunks(
             run_steps,
             (
-                *(kernel_address(self._evaluator.kernel), arguments),
+                *(self._address, tuple(arguments)),
                 *(np.zeros((self._steps_per_call, SLOT), np.int64), np.zeros(16, np.int64)),
                 *(near.origin, near.offset, near.farthest**2, -(-len(run.x) // PAGE), threads),
                 *(last_step, sample_from, run.interval, run.progress),

@@ -23,6 +23,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..potential.cache import kernel_jit
+from ..potential.evaluate import KernelArguments
 from ..potential.nep import sum_chunks
 from ..potential.simd import fetch_add, pointer
 from .accumulate import accumulate, observe
@@ -36,6 +37,10 @@ FINISHED, MOVED, OVERLAP, NOT_FINITE = range(4)
 STEP, PHASE, REASON = range(3)
 # counters per evaluation: chunks and workspaces of the NEP kernel, pages of the sum; a cache line
 SLOT = 8
+# arguments of the NEP kernel that the loop itself uses
+_POSITIONS, _TOUCHED, _ENERGIES, _FORCE_PARTS, _VIRIAL_PARTS, _STATUS = map(
+    KernelArguments._fields.index, ("positions", "touched", "energies", "force_parts", "virial_parts", "status")
+)
 # entries of ``gate``, on cache lines of their own: number of the open evaluation (CLOSED: go home), helpers at work
 _OPEN, _INSIDE = 0, 8
 _CLOSED = 1 << 40
@@ -137,7 +142,8 @@ def run_steps(
 ):  # fmt: skip
     """Advance to step ``last_step``, or until the neighbour list is too old or something is wrong; see ``progress``.
 
-    ``nep``: arguments of the kernel at ``address`` after its counters; ``slots`` (evaluations, SLOT) and ``gate`` (16,)
+    ``nep``: arguments of the kernel at ``address`` after its counters, a plain tuple (numba takes long to recognise a
+    named one); ``slots`` (evaluations, SLOT) and ``gate`` (16,)
     zero; ``origin`` (N, 3): positions of the neighbour list, valid up to a squared displacement of ``farthest2``;
     ``offset`` (N, 3): what lies between ``x`` and the positions that the list's shifts belong to; ``backup`` (3, N, 3):
     x, v, f at the beginning of the last step; ``sample_from``: last step that is not sampled. Others as in
@@ -175,7 +181,7 @@ def run_steps(
             break
         for i in range(w.size):
             for d in range(3):
-                nep.positions[4 * i + d] = x[i, d] - offset[i, d]
+                nep[_POSITIONS][4 * i + d] = x[i, d] - offset[i, d]
         slot = slots[used]
         used += 1
         if threads > 1:
@@ -184,17 +190,17 @@ def run_steps(
         if threads > 1:
             while fetch_add(p_gate, _INSIDE, 0) > 0:
                 _give_way()
-        sum_chunks(slot[4:6], nep.touched, pages, 3, nep.force_parts, f.reshape(f.size))
+        sum_chunks(slot[4:6], nep[_TOUCHED], pages, 3, nep[_FORCE_PARTS], f.reshape(f.size))
         for d in range(9):
             virial[d] = 0.0
-        for chunk in range(nep.virial_parts.size // 9):
-            if nep.status[2 * chunk] != 0:
+        for chunk in range(nep[_VIRIAL_PARTS].size // 9):
+            if nep[_STATUS][2 * chunk] != 0:
                 progress[REASON] = OVERLAP
             for d in range(9):
-                virial[d] += nep.virial_parts[9 * chunk + d]
+                virial[d] += nep[_VIRIAL_PARTS][9 * chunk + d]
         energy = 0.0
-        for i in range(nep.energies.size):
-            energy += nep.energies[i]
+        for i in range(nep[_ENERGIES].size):
+            energy += nep[_ENERGIES][i]
         size = abs(energy)
         for i in range(w.size):
             size += abs(f[i, 0]) + abs(f[i, 1]) + abs(f[i, 2])
