@@ -251,13 +251,9 @@ def _settings(given: dict, time_ps, force_error) -> Settings:
             raise TypeError(f"sample_many has no keyword {name!r}; {closest(name, [*_SETTINGS, 'time_ps', 'folder'])}")
     if "temperature_K" not in given:
         raise TypeError("sample_many needs temperature_K=")
-    if time_ps is None and force_error is None:
-        raise ValueError("when to stop? Give time_ps=, force_error=, or both")
-    for name, value in (("time_ps", time_ps), ("force_error", force_error)):
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if value is not None and not (number and 0 < value < np.inf):
-            raise ValueError(f"{name}: expected a positive number, got {value!r}")
-    return Settings(**given)
+    settings = Settings(**given)
+    settings.samples(time_ps, force_error)
+    return settings
 
 
 def _frames(frames, mapping, calculator) -> tuple[list[Atoms], list[Mapping]]:

@@ -24,7 +24,7 @@ from .errors import NepCGError
 from .labels import ARRAY
 from .nepfile import write_atomically
 from .results import read_result_and_notes
-from .sampler import _fingerprint
+from .sampler import fingerprint
 
 __all__ = ["CampaignFolder", "FolderInUseError", "describe"]
 
@@ -55,7 +55,7 @@ def describe(atoms, mapping) -> dict[str, str]:
     return {
         "configuration": configuration.hexdigest(),
         "mapping": hashlib.sha256(mapping.to_json().encode()).hexdigest(),
-        "calculator": _fingerprint(atoms.calc),
+        "calculator": fingerprint(atoms.calc),
     }
 
 

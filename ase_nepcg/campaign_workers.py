@@ -26,15 +26,13 @@ from multiprocessing import connection, resource_tracker
 from .calculator import NEP
 from .meanforce import MeanForce, collect
 from .results import write_result
-from .sampler import Sampler, SamplingError, Settings, UnreliableError
+from .sampler import Sampler, SamplingError, Settings
 
 __all__ = ["Failure", "Task", "refuse_unguarded_script", "run_here", "run_in_processes"]
 
 _NAME = "nepcg-sample"
 # exit status of a worker that was about to run the parent's script again
 _UNGUARDED = 83
-# seconds between two reports of a run
-_REPORT_SECONDS = 1.0
 # how long workers may take to write their checkpoints, and to end when there is nothing left to do
 _STOP_SECONDS, _END_SECONDS = 5.0, 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -81,43 +79,13 @@ class Failure:
         return cls(index, reason, "".join(traceback.format_exception(error)))
 
 
-class _WatchedSampler(Sampler):
-    """Calls ``report(rms force error or None)`` about once a second while it runs."""
-
-    def __init__(self, *arguments, report, **keywords):
-        self._report = report
-        super().__init__(*arguments, **keywords)
-
-    def _make_engine(self, atoms, others):
-        engine = super()._make_engine(atoms, others)
-        advance, reported = engine.advance, time.monotonic()
-
-        def watched(*arguments):
-            nonlocal reported
-            advance(*arguments)
-            if time.monotonic() - reported > _REPORT_SECONDS:
-                self._report(self._current_error())
-                reported = time.monotonic()
-
-        engine.advance = watched
-        return engine
-
-    def _current_error(self) -> float | None:
-        if not self._producing:
-            return None
-        try:
-            return self.force_error(self.estimate())
-        except UnreliableError:
-            return None
-
-
 def _sample(task: Task, report: Callable) -> MeanForce:
     """Run one task; KeyboardInterrupt once the checkpoint is written."""
     atoms = task.atoms
     if isinstance(atoms.calc, NEP) and task.threads is not None and atoms.calc.parameters.threads is None:
         atoms.calc.set(threads=task.threads)
-    sampler = _WatchedSampler(atoms, task.mapping, task.settings, checkpoint=task.checkpoint, report=report)
-    sampler.run(time_ps=task.time_ps, force_error=task.force_error, progress=False)
+    sampler = Sampler(atoms, task.mapping, task.settings, checkpoint=task.checkpoint)
+    sampler.run(time_ps=task.time_ps, force_error=task.force_error, progress=False, report=report)
     if sampler.interrupted:
         raise KeyboardInterrupt
     result = collect(sampler)

@@ -149,7 +149,8 @@ def sample_mean_force(
         Also derivatives with respect to temperature, from covariances with the energy; "nvt" only.
     checkpoint
         File for the state of the run. If it exists, the run is continued from it, and ends with the same bits as if it
-        had never been interrupted; a finished run can be made longer.
+        had never been interrupted (if forces are a function of the positions alone: ASE's EMT and Lennard-Jones keep
+        neighbour lists whose age shows in the last digit); a finished run can be made longer.
     seed
         Integer from 0; None: a new one each time. The same seed gives the same bits, for any number of threads.
     progress

@@ -33,6 +33,8 @@ _KIND = "mean-force"
 _ENSEMBLES = ("nvt", "nve")
 # seconds between two checkpoints: at least, and in units of the time it takes to write one
 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 2.0, 50.0
+# seconds between two looks at the error, for the progress bar and others who want to know
+_REPORT_SECONDS = 1.0
 # samples before the stopping rule is asked for the first time, and how much later each further time
 _FIRST_CHECK, _NEXT_CHECK = 512, 1.05
 
@@ -92,6 +94,23 @@ class Settings:
     def steps(self, picoseconds: float) -> int:
         return round(picoseconds * 1000.0 / self.timestep_fs)
 
+    def samples(self, time_ps, force_error) -> int | None:
+        """Samples in ``time_ps``, None without it; ValueError for goals that make no sense."""
+        if time_ps is None and force_error is None:
+            raise ValueError("when to stop? Give time_ps=, force_error=, or both")
+        for name, value in (("time_ps", time_ps), ("force_error", force_error)):
+            if value is not None and not (_number(value) and value > 0):
+                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        if time_ps is None:
+            return None
+        samples = self.steps(time_ps) // self.interval
+        if samples < MIN_BLOCKS:
+            raise ValueError(
+                f"time_ps={time_ps!r} holds {samples} samples; expected at least {MIN_BLOCKS} (timestep_fs="
+                f"{self.timestep_fs:g}, interval={self.interval})"
+            )
+        return samples
+
 
 class Sampler:
     """A run with held sites: made, or taken up from a checkpoint; :meth:`run` advances it.
@@ -108,7 +127,7 @@ class Sampler:
         self.atoms = atoms.copy()
         self.checkpoint = None if checkpoint is None else os.fspath(checkpoint)
         self.interrupted = False
-        self._goal = None
+        self._goal = self._report = None
         others = _allowed_constraints(atoms, bound)
         self.rigid = bool(others)
         self.atoms.set_constraint()
@@ -179,25 +198,15 @@ class Sampler:
 
     # --- running --------------------------------------------------------------------------------------------------
 
-    def run(self, *, time_ps=None, force_error=None, progress=True) -> None:
-        """Equilibrate, then sample for ``time_ps`` or until the rms force error is ``force_error``."""
-        if time_ps is None and force_error is None:
-            raise ValueError("when to stop? Give time_ps=, force_error=, or both")
-        for name, value in (("time_ps", time_ps), ("force_error", force_error)):
-            if value is not None and not (_number(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        self._goal = force_error
-        interval = self.settings.interval
-        last = None
-        if time_ps is not None:
-            samples = self.settings.steps(time_ps) // interval
-            if samples < MIN_BLOCKS:
-                raise ValueError(
-                    f"time_ps={time_ps!r} holds {samples} samples; expected at least {MIN_BLOCKS} (timestep_fs="
-                    f"{self.settings.timestep_fs:g}, interval={interval})"
-                )
-            last = self._equilibration + samples * interval
-        self._written = time.monotonic()
+    def run(self, *, time_ps=None, force_error=None, progress=True, report=None) -> None:
+        """Equilibrate, then sample for ``time_ps`` or until the rms force error is ``force_error``.
+
+        ``report(error)`` is called about once a second with the present rms force error, None before there is one.
+        """
+        samples = self.settings.samples(time_ps, force_error)
+        last = None if samples is None else self._equilibration + samples * self.settings.interval
+        self._goal, self._report = force_error, report
+        self._written = self._told = time.monotonic()
         self._write_seconds = 0.0
         # disable=None: silent where stderr is no terminal
         with tqdm(total=last, initial=self.held.step, unit="step", disable=None if progress else True) as bar:
@@ -232,10 +241,22 @@ class Sampler:
             except Exception as error:
                 raise _StepError from error
             bar.update(run.step - before)
+            if (self._report or not bar.disable) and time.monotonic() - self._told > _REPORT_SECONDS:
+                self._tell(bar)
             if self.checkpoint is not None and time.monotonic() - self._written > max(
                 _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * self._write_seconds
             ):
                 self._save()
+
+    def _tell(self, bar) -> None:
+        error = None
+        if self._producing and self.held.table.full >= MIN_BLOCKS:
+            error = self.force_error(self.estimate())
+            wanted = "" if self._goal is None else f", wanted {self._goal:g}"
+            bar.set_postfix_str(f"force error {error:.4f} eV/Å{wanted}", refresh=False)
+        if self._report:
+            self._report(error)
+        self._told = time.monotonic()
 
     def _start_production(self) -> None:
         """Forget the samples of the equilibration; at constant energy, set the total energy to its average."""
@@ -263,9 +284,7 @@ class Sampler:
                 check = _after(check)
             target = self._equilibration + check * interval
             if run.table.samples == check:
-                estimate = self.estimate()
-                bar.set_postfix_str(f"force error {self.force_error(estimate):.4f} eV/Å, wanted {force_error:g}")
-                if self.converged(estimate):
+                if self.converged(self.estimate()):
                     return
                 check = _after(check)
                 target = self._equilibration + check * interval
@@ -280,7 +299,7 @@ class Sampler:
         good = self.atoms.copy()
         good.positions[:] = self.held.x
         good.set_velocities(self.held.v)
-        stem = self.checkpoint or "mean-force"
+        stem = self.checkpoint or f"mean-force-seed{self.held.seed}"
         path = f"{stem}.step{self.held.step}.xyz"
         self._write_state(path, good)
         raise SamplingError(
@@ -376,7 +395,7 @@ class Sampler:
             "settings": settings,
             "mapping": self.bound.fingerprint(),
             "configuration": geometry.hexdigest(),
-            "calculator": _fingerprint(calculator),
+            "calculator": fingerprint(calculator),
             "constraints": hashlib.sha256(encode([c.todict() for c in others]).encode()).hexdigest(),
         }
 
@@ -465,7 +484,7 @@ def _allowed_constraints(atoms, bound) -> list:
     return rigid
 
 
-def _fingerprint(calculator) -> str:
+def fingerprint(calculator) -> str:
     if isinstance(calculator, NEP):
         text = calculator.model.to_text() + f"\n{calculator.parameters.temperature_K!r}"
     else:
@@ -481,7 +500,7 @@ def _name(calculator) -> str:
     """A word for files: letters, digits, dots, dashes."""
     word = getattr(calculator, "name", None) or type(calculator).__name__
     if isinstance(calculator, NEP):
-        word = f"{calculator.model.name}-{_fingerprint(calculator)[:8]}"
+        word = f"{calculator.model.name}-{fingerprint(calculator)[:8]}"
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in str(word)) or "calculator"
 
 

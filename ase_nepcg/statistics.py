@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 __all__ = ["BlockErrors", "block_errors", "drift_of"]
 
@@ -172,4 +172,5 @@ def drift_of(blocks, errors: BlockErrors, pool) -> tuple[float, bool]:
     square = (difference[moves] ** 2 / variance[moves]).mean()
     # components are not independent: neighbouring beads share their fluctuations
     freedom = max(1.0, moves.sum() / 6.0)
-    return float(np.sqrt(square)), bool(square > chi2.ppf(0.999, freedom) / freedom)
+    # quantile 0.999 of chi^2 per degree of freedom
+    return float(np.sqrt(square)), bool(square > 2 * gammaincinv(0.5 * freedom, 0.999) / freedom)

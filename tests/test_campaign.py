@@ -17,7 +17,16 @@ from ase.io import write
 from tqdm import tqdm
 
 import ase_nepcg
-from ase_nepcg import FixBeads, Mapping, campaign, campaign_folder, campaign_workers, sample_many, sample_mean_force
+from ase_nepcg import (
+    FixBeads,
+    Mapping,
+    campaign,
+    campaign_folder,
+    campaign_workers,
+    sample_many,
+    sample_mean_force,
+    sampler,
+)
 from ase_nepcg.campaign import CampaignError, CampaignInterrupted, FolderInUseError, frame_seed
 from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.results import read_result, write_result
@@ -272,12 +281,12 @@ def test_warnings_name_the_configuration(toys, mapping):
 def test_nep_calculators_get_threads_but_not_others(make_calculator, models, mapping, monkeypatch):
     seen = []
 
-    class Recorded(campaign_workers._WatchedSampler):
+    class Recorded(campaign_workers.Sampler):
         def __init__(self, atoms, *arguments, **keywords):
             seen.append(atoms.calc.parameters.threads)
             super().__init__(atoms, *arguments, **keywords)
 
-    monkeypatch.setattr(campaign_workers, "_WatchedSampler", Recorded)
+    monkeypatch.setattr(campaign_workers, "Sampler", Recorded)
     frames = make_frames(2)
     for atoms in frames:
         atoms.symbols[:] = "O"
@@ -307,7 +316,7 @@ def test_progress_shows_count_and_errors(toys, mapping, monkeypatch, capsys, tmp
     monkeypatch.chdir(tmp_path)
     shown = []
     monkeypatch.setattr(campaign, "tqdm", lambda **k: shown.append(k["disable"]) or tqdm(**k | {"disable": False}))
-    monkeypatch.setattr(campaign_workers, "_REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(sampler, "_REPORT_SECONDS", 0.05)
     frames = make_frames(3)
     for atoms, last in zip(frames, (None, 100, None), strict=True):
         atoms.calc = toys.Wells(last=last)

@@ -1,5 +1,6 @@
 """Runs with held sites: settings, stopping, checkpoints, interrupts, failures."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -148,7 +149,7 @@ def test_constant_energy_starts_with_the_average_energy(dimers, pairs):
     # the kinetic temperature of a small system would be far off without that
     settings = {**SHORT, "ensemble": "nve", "equilibration_ps": 2.0}
     temperatures = [
-        sample_mean_force(dimers, pairs, time_ps=0.3, **{**settings, "seed": seed}).temperature_K for seed in range(6)
+        sample_mean_force(dimers, pairs, time_ps=0.3, **{**settings, "seed": seed}).temperature_K for seed in range(4)
     ]
     assert np.mean(temperatures) == pytest.approx(300, abs=60)
     # a total energy drawn at random would make it scatter by 300 sqrt(1/12) = 87
@@ -263,7 +264,7 @@ def test_resumed_run_equals_an_unbroken_one(dimers, pairs, tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             interrupt_after(patch, CalculatorEngine, calls)
             if calls < 200:
-                with pytest.raises(KeyboardInterrupt) if calls == 15 else _nothing():
+                with pytest.raises(KeyboardInterrupt) if calls == 15 else contextlib.nullcontext():
                     sample_mean_force(dimers, pairs, time_ps=0.4, checkpoint=path, **SHORT)
             else:
                 partial = sample_mean_force(dimers, pairs, time_ps=0.4, checkpoint=path, **SHORT)
@@ -272,12 +273,6 @@ def test_resumed_run_equals_an_unbroken_one(dimers, pairs, tmp_path, monkeypatch
     resumed = sample_mean_force(dimers, pairs, time_ps=0.4, checkpoint=path, **SHORT)
     assert same(resumed, whole)
     assert not resumed.interrupted
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 @pytest.mark.parametrize("settings", [{}, {"thermal_response": True}, {"ensemble": "nve"}])
@@ -291,10 +286,8 @@ def test_resumed_compiled_run_equals_an_unbroken_one(nep, tmp_path, monkeypatch,
     for calls in (2, 7, 9):
         with monkeypatch.context() as patch:
             interrupt_after(patch, NepEngine, calls)
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 sample_mean_force(atoms, mapping, time_ps=0.03, checkpoint=path, **settings)
-            except KeyboardInterrupt:
-                pass
     resumed = sample_mean_force(atoms, mapping, time_ps=0.03, checkpoint=path, **settings)
     assert same(resumed, whole)
     if settings.get("thermal_response"):

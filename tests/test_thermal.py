@@ -38,7 +38,7 @@ def test_energy_may_be_shifted(rng):
     for shift in (0.0, 3.0):
         table = BlockTable(3, 2, moments=True)
         for row in x:
-            table.add(row + [0, 0, shift])
+            table.add([*row[:2], row[2] + shift])
         tables.append(response(table, KT))
     np.testing.assert_allclose(tables[0][0], tables[1][0], rtol=1e-9)
     np.testing.assert_allclose(tables[0][1], tables[1][1], rtol=1e-7)

@@ -21,8 +21,9 @@ class CalculatorEngine:
     """Advances a :class:`~ase_nepcg.md.held.HeldRun` by the forces of ``atoms.calc``, one step per call.
 
     ``atoms`` belong to the engine; ``groups`` are held. Their constraints may be ``FixBondLengths`` and
-    ``FixLinearTriatomic`` (rigid molecules): steps then go through ASE's constraints, with each half drift followed by the correction of positions
-    and velocities (g-BAOAB of Leimkuhler & Matthews, Proc. R. Soc. A 472, 20160138, 2016, with one half drift each).
+    ``FixLinearTriatomic`` (rigid molecules): steps then go through ASE's constraints, with each half drift followed by
+    the correction of positions and velocities (g-BAOAB of Leimkuhler & Matthews, Proc. R. Soc. A 472, 20160138, 2016,
+    with one half drift each).
 
     ``has_virial``: whether the calculator gives a stress; known after :meth:`begin`.
     """
@@ -39,17 +40,16 @@ class CalculatorEngine:
     def begin(self, run) -> float:
         """Forces at the present positions into ``run.f``; returns the potential energy."""
         self._place(run.x)
-        volume = bool(self.atoms.cell.rank == 3)
-        try:
-            if volume:
-                self.atoms.calc.get_property("stress", self.atoms)
-            self.has_virial = volume
-        except (PropertyNotImplementedError, NotImplementedError):
-            self.has_virial = False
         if self.rigid:
             self._settle(run)
-            self._place(run.x)
         energy, run.f[:] = self._evaluate(run)
+        if self.atoms.cell.rank == 3:
+            # asked last: a calculator that cannot do these atoms at all may say so with the same exception
+            try:
+                self.atoms.calc.get_property("stress", self.atoms)
+                self.has_virial = True
+            except (PropertyNotImplementedError, NotImplementedError):
+                pass
         return energy
 
     def advance(self, run, last_step: int, sample_from: int) -> None:
