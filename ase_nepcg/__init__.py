@@ -18,7 +18,7 @@ _OWNERS = {
     "NEPModel": "model",
     "NepCGError": "errors",
     "read_dataset": "dataset",
-    "sample_many": "campaign",
+    "sample_many": "meanforce",
     "sample_mean_force": "meanforce",
     "testing": None,
     "write_dataset": "dataset",

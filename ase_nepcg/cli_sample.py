@@ -99,7 +99,7 @@ class Sample:
         calculator = _make_calculator(args)
         frames = [atoms for _, atoms in structures]
         mappings = _make_mappings(args, structures)
-        from .campaign import CampaignError, CampaignInterrupted, sample_many
+        from .meanforce.campaign import CampaignError, CampaignInterrupted, sample_many
 
         try:
             with warnings.catch_warnings():

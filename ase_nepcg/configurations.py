@@ -28,9 +28,9 @@ from scipy.spatial.transform import Rotation
 
 from .constraints import FixBeads
 from .errors import NepCGError
-from .mapping_checks import check_masses
-from .molecules import check_positions, lattice_of
-from .statistics import block_errors, drift_of
+from .mapping.checks import check_masses
+from .mapping.molecules import check_positions, lattice_of
+from .meanforce.statistics import block_errors, drift_of
 
 __all__ = ["ConfigurationError", "at_pressures", "from_trajectory", "rattled", "strained"]
 

@@ -30,9 +30,9 @@ from collections.abc import Iterator
 
 from ase import Atoms
 
-from .frame_reader import read_frames
-from .frame_results import DatasetError
-from .frame_writer import format_frame
+from .dataset.reader import read_frames
+from .dataset.results import DatasetError
+from .dataset.writer import format_frame
 
 __all__ = ["read_nepcg_train", "write_nepcg_train"]
 

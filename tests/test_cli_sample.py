@@ -12,9 +12,10 @@ from ase.build import molecule
 from ase.calculators.lj import LennardJones
 from ase.io import write
 
-from ase_nepcg import Mapping, campaign, read_dataset, sample_mean_force
-from ase_nepcg.campaign import CampaignInterrupted, frame_seed
+from ase_nepcg import Mapping, read_dataset, sample_mean_force
 from ase_nepcg.cli import main
+from ase_nepcg.meanforce import campaign
+from ase_nepcg.meanforce.campaign import CampaignInterrupted, frame_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(error bars are not reliable|not yet in equilibrium):RuntimeWarning")
 

@@ -15,7 +15,7 @@ from ase.constraints import FixAtoms
 from ase_nepcg import FixBeads, Mapping
 from ase_nepcg.configurations import ConfigurationError, at_pressures, from_trajectory, rattled, strained
 from ase_nepcg.mapping import MappingError
-from ase_nepcg.statistics import block_errors
+from ase_nepcg.meanforce.statistics import block_errors
 
 CELLS = {
     "cubic": np.diag([9.0, 9.0, 9.0]),

@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read
 
-from ase_nepcg.findings import SEVERITIES, Finding
 from ase_nepcg.lint import lint
+from ase_nepcg.lint.findings import SEVERITIES, Finding
 from ase_nepcg.mapping import Mapping
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -36,7 +36,7 @@ from ase.optimize import BFGS
 
 from ase_nepcg.constraints import FixBeads
 from ase_nepcg.lint import check_dynamics, lint
-from ase_nepcg.lint_dynamics import _andersen
+from ase_nepcg.lint.dynamics import _andersen
 from ase_nepcg.mapping import Mapping
 
 EDGE = 3.1

@@ -6,8 +6,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import primitive_neighbor_list
 
-from ase_nepcg.lint import System, lint
-from ase_nepcg.lint_shape import _disordered, near_pairs, nearest_distance
+from ase_nepcg.lint import lint
+from ase_nepcg.lint.rules import System
+from ase_nepcg.lint.shape import _disordered, near_pairs, nearest_distance
 from ase_nepcg.mapping import Mapping
 
 CORNERS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)

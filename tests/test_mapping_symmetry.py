@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.spacegroup import crystal
 
 from ase_nepcg.mapping import Mapping, MappingError
-from ase_nepcg.mapping_symmetry import orbits_of
+from ase_nepcg.mapping.symmetry import orbits_of
 
 pytest.importorskip("spglib")
 

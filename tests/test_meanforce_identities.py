@@ -11,7 +11,7 @@ from ase.units import kB
 
 from ase_nepcg import Mapping
 from ase_nepcg.meanforce import sample_mean_force
-from ase_nepcg.sampler import Sampler, Settings
+from ase_nepcg.meanforce.sampler import Sampler, Settings
 
 CHAIN = {"temperature_K": 400.0, "timestep_fs": 3.0, "friction_per_fs": 0.05, "equilibration_ps": 0.6}
 CRADLE = {"temperature_K": 600.0, "timestep_fs": 5.0, "friction_per_fs": 0.02, "equilibration_ps": 0.6}
@@ -129,7 +129,7 @@ def test_rigid_bead(toys, kind):
 
 
 def check_short_runs(atoms, mapping, expected, settings):
-    """Many short runs of ``expected = {name: (name of its error, exact value)}``: errors are true, averages unbiased."""
+    """Many short runs of ``expected = {name: (name of its error, exact value)}``: true errors, unbiased averages."""
     values, errors = {name: [] for name in expected}, {name: [] for name in expected}
     for seed in range(REPEATS):
         result = sample(atoms, mapping, **settings, seed=seed, thermal_response=True)

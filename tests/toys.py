@@ -206,8 +206,8 @@ class Cradle(Toy):
     def points(self, sites, share, n=28, reach=1.8):
         """Quadrature of one molecule: positions (Q, 4, 3), weights (Q,) without the Boltzmann factor.
 
-        ``sites`` (3, 3): the site of atoms 0 and 1, atoms 2 and 3. ``share``: :func:`cradle_share`. A cubic grid for the
-        separation of 0 and 1 (the integrand is smooth and vanishes at its border, so that it converges exponentially),
+        ``sites`` (3, 3): the site of atoms 0 and 1, atoms 2 and 3. ``share``: :func:`cradle_share`. A cubic grid for
+        the separation of 0 and 1 (the integrand is smooth and vanishes at its border, so that it converges exponentially),
         or for a rigid molecule one over its directions.
         """
         if self.bond:

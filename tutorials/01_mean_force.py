@@ -19,7 +19,7 @@ from numba import njit
 from ase_nepcg import Mapping, read_dataset, sample_many, sample_mean_force, write_dataset
 from ase_nepcg.configurations import at_pressures, strained
 from ase_nepcg.dataset import summary
-from ase_nepcg.frames import force_matching_frames
+from ase_nepcg.dataset.sources import force_matching_frames
 
 TEMPERATURE = 180  # K
 
