@@ -19,6 +19,8 @@ from .sampler import Sampler, Settings, UnreliableError
 
 __all__ = ["MeanForce", "UnreliableError", "sample_mean_force"]
 
+# what ase_nepcg.configurations writes into a configuration, and frames keep
+_PROVENANCE = ("strain", "strain_value", "pressure_GPa")
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
@@ -290,6 +292,7 @@ def _annotate(frame, values, sampler) -> None:
         "drift": values["drift"],
         "converged": values["converged"],
     }
+    info |= {name: sampler.atoms.info[name] for name in _PROVENANCE if name in sampler.atoms.info}
     results = {"forces": np.array(values["forces"])}
     if values["virial"] is not None:
         info |= {"virial": values["virial"], "virial_error": values["virial_error"]}
