@@ -152,6 +152,8 @@ def start(path, toys, **environment):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell that runs the tests in the background has them, and their children, ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -483,8 +485,8 @@ def test_workers_end_with_their_parent_and_a_rerun_goes_on(how, toys, mapping, t
     else:
         os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    until(lambda: not family(process.pid), 10)
-    assert time.monotonic() - begin < 8
+    until(lambda: not family(process.pid), 25)
+    assert time.monotonic() - begin < 30
     assert not list((tmp_path / "c").glob("*.result.npz"))
     if how == "interrupt":
         assert process.returncode in (1, -signal.SIGINT, 130)
