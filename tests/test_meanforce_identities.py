@@ -14,7 +14,7 @@ from ase_nepcg.meanforce import sample_mean_force
 from ase_nepcg.meanforce.sampler import Sampler, Settings
 
 CHAIN = {"temperature_K": 400.0, "timestep_fs": 3.0, "friction_per_fs": 0.05, "equilibration_ps": 0.6}
-CRADLE = {"temperature_K": 600.0, "timestep_fs": 5.0, "friction_per_fs": 0.02, "equilibration_ps": 0.6}
+CRADLE = {"temperature_K": 600.0, "timestep_fs": 4.0, "friction_per_fs": 0.02, "equilibration_ps": 0.6}
 # pulls of how many short runs
 REPEATS = 50
 
@@ -129,7 +129,11 @@ def test_rigid_bead(toys, kind):
 
 
 def check_short_runs(atoms, mapping, expected, settings):
-    """Many short runs of ``expected = {name: (name of its error, exact value)}``: true errors, unbiased averages."""
+    """Errors of many short runs are true, averages unbiased; ``expected = {name: (name of its error, exact value)}``.
+
+    The energy is a single number, and the error of a covariance is large where its value is: there the standard
+    deviation of so few runs is less certain.
+    """
     values, errors = {name: [] for name in expected}, {name: [] for name in expected}
     for seed in range(REPEATS):
         result = sample(atoms, mapping, **settings, seed=seed, thermal_response=True)
@@ -139,23 +143,23 @@ def check_short_runs(atoms, mapping, expected, settings):
     for name, (_, exact) in expected.items():
         deviations = np.array(values[name]) - np.ravel(exact)
         spread = np.sqrt(((deviations / np.array(errors[name])) ** 2).mean())
-        assert abs(spread - 1) < 0.2, f"{name}: deviations have a standard deviation of {spread:.2f} errors"
+        allowed = 0.35 if name in ("mean_energy", "forces_dT", "virial_dT") else 0.2
+        assert abs(spread - 1) < allowed, f"{name}: deviations have a standard deviation of {spread:.2f} errors"
         bias = deviations.mean(axis=0) / deviations.std(axis=0) * np.sqrt(REPEATS)
-        assert np.abs(bias).max() < 4, f"{name}: biased by {np.abs(bias).max():.1f} errors"
+        assert np.abs(bias).max() < 4.5, f"{name}: biased by {np.abs(bias).max():.1f} errors"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_errors_are_true_for_a_chain(toys):
     atoms, mapping = chain(toys, "groups", replicas=1)
     exact = atoms.calc.average(mapping.bind(atoms), atoms.positions, kB * 400.0)
-    zero = np.zeros(exact["forces"].shape)
     expected = {
         "forces": ("force_errors", exact["forces"]),
         "virial": ("virial_error", exact["virial"]),
         "virial_atomic": ("virial_atomic_error", exact["virial"]),
         "mean_energy": ("mean_energy_error", exact["mean_energy"]),
         # the mean force of a harmonic system does not depend on temperature
-        "forces_dT": ("forces_dT_errors", zero),
+        "forces_dT": ("forces_dT_errors", np.zeros_like(exact["forces"])),
         "virial_dT": ("virial_dT_error", np.zeros((3, 3))),
     }
     check_short_runs(atoms, mapping, expected, CHAIN | {"equilibration_ps": 0.3, "time_ps": 3.6})
@@ -163,18 +167,18 @@ def test_errors_are_true_for_a_chain(toys):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_errors_are_true_for_an_anharmonic_bead(toys):
-    atoms, mapping = cradle(toys, "group", replicas=2)
+    atoms, mapping = cradle(toys, "group", replicas=1)
     bound = mapping.bind(atoms)
-    exact = toys.cradle_average(atoms, bound, "group", kB * 600.0)
-    above, below = (toys.cradle_average(atoms, bound, "group", kB * T) for T in (605.0, 595.0))
+    exact, above, below = (toys.cradle_average(atoms, bound, "group", kB * T) for T in (600.0, 605.0, 595.0))
     expected = {
         "forces": ("force_errors", exact["forces"]),
         "virial": ("virial_error", exact["virial"]),
+        "virial_atomic": ("virial_atomic_error", exact["virial"]),
         "mean_energy": ("mean_energy_error", exact["mean_energy"]),
         "forces_dT": ("forces_dT_errors", (above["forces"] - below["forces"]) / 10.0),
         "virial_dT": ("virial_dT_error", (above["virial"] - below["virial"]) / 10.0),
     }
-    check_short_runs(atoms, mapping, expected, CRADLE | {"equilibration_ps": 0.5, "time_ps": 6.5})
+    check_short_runs(atoms, mapping, expected, CRADLE | {"equilibration_ps": 0.5, "time_ps": 6.0})
 
 
 # --- temperatures -----------------------------------------------------------------------------------------------------

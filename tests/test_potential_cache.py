@@ -340,3 +340,16 @@ def test_kernels_of_old_sources_are_removed_when_not_used_for_long(base):
     os.utime(folder, (1, 1))
     assert find_directory() == folder
     assert time.time() - folder.stat().st_mtime < 100
+
+
+def test_kernels_of_other_keys_have_other_names():
+    # machine code is looked up by name, and the counter in it may be the same in two processes
+    names = set()
+    for key in ((1,), (2,), (2, "a")):
+
+        def kernel(x):
+            return x
+
+        dispatcher = cache.kernel_jit(*key)(kernel)
+        names.add(dispatcher.py_func.__qualname__)
+    assert len(names) == 3

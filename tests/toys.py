@@ -206,9 +206,9 @@ class Cradle(Toy):
     def points(self, sites, share, n=28, reach=1.8):
         """Quadrature of one molecule: positions (Q, 4, 3), weights (Q,) without the Boltzmann factor.
 
-        ``sites`` (3, 3): the site of atoms 0 and 1, atoms 2 and 3. ``share``: :func:`cradle_share`. A cubic grid for
-        the separation of 0 and 1 (the integrand is smooth and vanishes at its border, so that it converges exponentially),
-        or for a rigid molecule one over its directions.
+        ``sites`` (3, 3): the site of atoms 0 and 1, atoms 2 and 3; ``share``: :func:`cradle_share`. A cubic grid for
+        the separation of 0 and 1 (the integrand is smooth and vanishes at its border, so that it converges
+        exponentially), or for a rigid molecule one over its directions.
         """
         if self.bond:
             axis = np.linspace(-reach, reach, n)
@@ -325,16 +325,18 @@ def _solve_bonds(pairs, wanted, along, change, w, tolerance):
         largest = 0.0
         for b in range(len(pairs)):
             i, j = pairs[b]
-            square = rate = 0.0
+            square = rate = length = 0.0
             for c in range(3):
                 d = change[i, c] - change[j, c]
                 square += d * d
                 rate += d * along[b, c]
-            excess = 0.5 * (wanted[b] - square) if len(wanted) else -rate
-            if not len(wanted):
-                rate = (along[b] ** 2).sum()
+                length += along[b, c] * along[b, c]
+            if len(wanted):
+                excess, slope = 0.5 * (wanted[b] - square), rate
+            else:
+                excess, slope = -rate, length
             largest = max(largest, abs(excess))
-            impulse = excess / (rate * (w[i] + w[j]))
+            impulse = excess / (slope * (w[i] + w[j]))
             for c in range(3):
                 change[i, c] += impulse * w[i] * along[b, c]
                 change[j, c] -= impulse * w[j] * along[b, c]
@@ -358,7 +360,7 @@ class RigidBonds(FixBondLengths):
     def adjust_momenta(self, atoms, p):
         w = 1 / atoms.get_masses()
         v = p * w[:, None]
-        assert _solve_bonds(self.pairs, np.zeros(0), self._along(atoms), v, w, 1e-14)
+        assert _solve_bonds(self.pairs, np.zeros(0), self._along(atoms), v, w, 1e-13)
         p[:] = v / w[:, None]
 
     def constraint_forces(self, atoms, v, forces):
@@ -450,13 +452,13 @@ def dimer_liquid(n_dimers=24, volume=1.6, temperature_K=500.0, seed=0, steps=150
     x = np.stack([centres - 0.5 * axes, centres + 0.5 * axes], axis=1).reshape(-1, 3)
     atoms = Atoms("C" * 2 * n_dimers, x, cell=[length] * 3, pbc=True, masses=[12.0, 18.0] * n_dimers)
     atoms.calc = Dimers(n_dimers, length)
-    _relax(atoms)
+    relax(atoms)
     for _ in langevin(atoms, temperature_K, 8.0, 0.01, steps, seed):
         pass
     return atoms
 
 
-def _relax(atoms, steps=300, longest=0.05):
+def relax(atoms, steps=300, longest=0.05):
     """Downhill with steps of limited length, out of the overlaps of a random packing."""
     for _ in range(steps):
         f = atoms.get_forces(apply_constraint=False)
@@ -478,15 +480,15 @@ class RigidWater(Toy):
         return _pairs(x, self.length, self.rc, self.molecule, self.sqrt_epsilon, 3.166, self.charge)
 
 
-def rigid_water(n_side=3, spacing=3.1, temperature_K=400.0, seed=0):
-    """``n_side``^3 molecules at random orientations on a grid, rigid by :class:`RigidBonds`."""
+def rigid_water(n_side=3, spacing=3.1, n=None, seed=0):
+    """``n`` (None: all) molecules at random orientations on ``n_side``^3 points, rigid by :class:`RigidBonds`."""
     rng = np.random.default_rng(seed)
-    n = n_side**3
+    n = n_side**3 if n is None else n
     angle = np.radians(109.47)
     shape = np.array([[0.0, 0, 0], [1, 0, 0], [np.cos(angle), np.sin(angle), 0]])
     grid = np.stack(np.meshgrid(*[np.arange(n_side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     x = []
-    for cell in grid:
+    for cell in grid[:n]:
         rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
         x.append((cell + 0.5) * spacing + shape @ rotation.T)
     length = n_side * spacing

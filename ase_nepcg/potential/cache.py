@@ -154,8 +154,14 @@ def kernel_jit(*key, **options):
     """
 
     def decorate(function):
+        name = function.__name__
+        if key:
+            # The name of the machine code is made of this one and a counter of the process that compiled it. Kernels of
+            # different keys, compiled in different processes, could meet here under one name, and a look-up by name
+            # (md.loop.kernel_address) would find the wrong one
+            function.__qualname__ += "_" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         dispatcher = numba.njit(**(_OPTIONS | options))(function)
-        dispatcher._cache = _KernelCache(function.__name__, key)
+        dispatcher._cache = _KernelCache(name, key)
         return dispatcher
 
     return decorate
