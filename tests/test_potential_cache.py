@@ -102,9 +102,9 @@ def hash_of(folder):
 
 @pytest.fixture
 def sources(tmp_path):
-    copy = tmp_path / "potential"
-    shutil.copytree(PACKAGE / "potential", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
+    for room in ("potential", "md"):
+        shutil.copytree(PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "potential"
 
 
 def test_hash_is_that_of_the_text_only(sources):
@@ -116,7 +116,7 @@ def test_hash_is_that_of_the_text_only(sources):
     assert hash_of(sources) == before
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [*SOURCES, "../md/loop.py", "../md/integrate.py"])
 def test_hash_changes_with_every_source(sources, name):
     before = hash_of(sources)
     with (sources / name).open("a") as source:
