@@ -42,6 +42,8 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
     remedy = "remove it to start anew"
     with open(path, "rb") as file:
         content = file.read()
+    if content and not content.startswith(b"PK"):
+        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; choose another name for the checkpoint")
     try:
         # from memory: a damaged archive would keep its file open
         archive = np.load(io.BytesIO(content), allow_pickle=False)
@@ -49,7 +51,7 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a checkpoint, truncated or damaged ({error}); {remedy}") from None
     if _HEADER not in arrays or _HASH not in arrays:
-        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; {remedy}")
+        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; choose another name for the checkpoint")
     expected = arrays.pop(_HASH).tobytes()
     if _digest(arrays) != expected:
         raise CheckpointError(f"{path}: the content does not match its hash, the file is damaged; {remedy}")

@@ -89,6 +89,9 @@ class Sample:
             "--folder", metavar="DIR", help="keep checkpoints and results here; a rerun goes on from them"
         )
         files.add_argument("--output", default="train.xyz", metavar="FILE", help="training frames (default train.xyz)")
+        run.add_argument(
+            "--accept-errors", action="store_true", help="sample although the mapping has errors (nepcg lint)"
+        )
         files.add_argument("--force", action="store_true", help="replace the output file if it exists")
 
     @staticmethod
@@ -99,6 +102,7 @@ class Sample:
         calculator = _make_calculator(args)
         frames = [atoms for _, atoms in structures]
         mappings = _make_mappings(args, structures)
+        _lint(args, structures, mappings)
         from .meanforce.campaign import CampaignError, CampaignInterrupted, sample_many
 
         try:
@@ -260,6 +264,23 @@ def _make_mappings(args, structures) -> list:
 # ---- after the run ------------------------------------------------------------------------------------------------
 
 
+def _lint(args, structures, mappings) -> None:
+    """Print warnings about the mappings; UsageError for errors, unless they are accepted."""
+    from .cli import UsageError
+
+    seen, errors = set(), 0
+    for (name, atoms), mapping in zip(structures, mappings, strict=True):
+        for finding in mapping.lint(atoms):
+            text = str(finding)
+            if finding.severity == "note" or text in seen:
+                continue
+            seen.add(text)
+            errors += finding.severity == "error"
+            print(f"{name}: {text}", file=sys.stderr)
+    if errors and not args.accept_errors:
+        raise UsageError("the mapping has errors; correct it, or give --accept-errors to sample nevertheless")
+
+
 def _report(args, structures, results) -> None:
     """Print the table and write the frames."""
     import numpy as np
@@ -272,7 +293,7 @@ def _report(args, structures, results) -> None:
             rows.append([str(number), *["-"] * 7, "failed", name])
             continue
         texts = list(result.warnings)
-        if not result.converged:
+        if args.force_error is not None and result.force_error > args.force_error:
             texts.append(f"the force error did not get down to {args.force_error:g} eV/Å; sample longer")
         remarks += [f"no. {number}: {text}" for text in texts]
         rms = float(np.sqrt((result.forces**2).mean()))
@@ -331,6 +352,10 @@ def _after_interrupt(args, structures, results) -> None:
         # without a folder they would be lost
         _report(args, structures, results)
         print(f"nepcg sample: interrupted, {len(done)} of {len(results)} finished", file=sys.stderr)
+    else:
+        print(
+            "nepcg sample: interrupted, nothing was finished or kept (--folder DIR keeps checkpoints)", file=sys.stderr
+        )
 
 
 # ---- syntax -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from ase_nepcg.cli import main
 from ase_nepcg.meanforce import campaign
 from ase_nepcg.meanforce.campaign import CampaignInterrupted, frame_seed
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(error bars are not reliable|not yet in equilibrium):RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(error bars are not reliable|not yet in equilibrium|averages are wrong):RuntimeWarning"
+)
 
 LJ = ["--calculator", "lj", "--calculator-option", "sigma=3.0", "--calculator-option", "epsilon=0.05"]
 BEADS = ["--mapping", "blocks:2", "--species", "Ne"]

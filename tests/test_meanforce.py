@@ -46,7 +46,7 @@ def test_shapes_and_settings(result):
     assert (result.n_effective <= result.n_samples).all()
     assert result.n_samples == 100
     assert result.temperature_K == 300.0
-    assert result.converged
+    assert result.converged == result.reliable
     assert not result.interrupted
     assert result.force_error == pytest.approx(np.sqrt((result.force_errors**2).mean()))
 
@@ -84,6 +84,21 @@ def test_frame_says_where_its_configuration_comes_from(result):
     assert result.frame.info["strain"] == "xy"
     assert result.frame.info["strain_value"] == 0.01
     assert "comment" not in result.frame.info
+    assert result.frame.info["reliable"] == result.reliable
+    assert result.frame.info["virial_pull"] == result.virial_pull
+
+
+def test_time_step_that_is_too_long_is_told(gold, mapping):
+    settings = {**SETTINGS, "timestep_fs": 60.0, "equilibration_ps": 0.0}
+    with pytest.warns(RuntimeWarning, match=r"kinetic temperature is \d+ K, expected 300 K: the averages are wrong"):
+        result = sample_mean_force(gold, mapping, time_ps=6.0, **settings)
+    assert not result.converged
+    assert abs(result.frame.info["kinetic_temperature"] - 300) > 45
+
+
+def test_something_else_in_place_of_a_mapping(gold):
+    with pytest.raises(TypeError, match="expected a Mapping, got NoneType"):
+        sample_mean_force(gold, None, time_ps=1, **SETTINGS)
 
 
 def test_frame_survives_a_file(result, tmp_path):

@@ -67,7 +67,9 @@ class Stuck(Wells):
 '''
 
 RUN = {"temperature_K": 300.0, "timestep_fs": 2.0, "friction_per_fs": 0.2, "equilibration_ps": 0.1, "time_ps": 0.6}
-QUIET = pytest.mark.filterwarnings("ignore:.*(error bars are not reliable|not yet in equilibrium):RuntimeWarning")
+QUIET = pytest.mark.filterwarnings(
+    "ignore:.*(error bars are not reliable|not yet in equilibrium|averages are wrong):RuntimeWarning"
+)
 pytestmark = QUIET
 
 

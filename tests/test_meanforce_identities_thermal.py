@@ -12,6 +12,13 @@ from ase_nepcg import Mapping, sample_mean_force
 from ase_nepcg.md.accumulate import BlockTable
 from ase_nepcg.meanforce.thermal import response, response_blocks
 
+# whether a short run is long enough is not what these tests are about
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the run of:RuntimeWarning",
+    "ignore:forces or energy:RuntimeWarning",
+    "ignore:the kinetic temp:RuntimeWarning",
+)
+
 SEED = 1
 
 

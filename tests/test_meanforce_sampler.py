@@ -17,7 +17,12 @@ from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.mapping import MappingError
 from ase_nepcg.meanforce.sampler import Sampler, SamplingError, Settings, UnreliableError
 
-pytestmark = pytest.mark.filterwarnings("ignore:the run of:RuntimeWarning", "ignore:forces or energy:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the run of:RuntimeWarning",
+    "ignore:forces or energy:RuntimeWarning",
+    "ignore:interrupted:RuntimeWarning",
+    "ignore:the kinetic temperature:RuntimeWarning",
+)
 
 
 class Springs(Calculator):
@@ -138,6 +143,7 @@ def test_threads_do_not_change_a_bit(nep, make_calculator):
 def test_force_error_stops_the_run(dimers, pairs):
     result = sample_mean_force(dimers, pairs, force_error=0.02, time_ps=50.0, **SHORT)
     assert result.converged
+    assert result.reliable
     assert result.force_error <= 0.02
     assert result.time_ps < 50.0
     strict = sample_mean_force(dimers, pairs, force_error=1e-6, time_ps=0.3, **SHORT)

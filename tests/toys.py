@@ -50,6 +50,16 @@ def check(value, expected, error, sigma=4.0, low=0.8, high=1.25):
         assert a < rms < b, f"rms deviation {rms:.2f} errors, expected {a:.2f} to {b:.2f}"
 
 
+def batch_error(series, batches=12):
+    """Standard errors (C,) of the averages of ``series`` (S, C), from a few long batches.
+
+    With so few the quotients are distributed as Student's t, with wide wings: allow 6 of these errors.
+    """
+    n = len(series) // batches
+    means = np.asarray(series)[-n * batches :].reshape(batches, n, -1).mean(axis=1)
+    return means.std(axis=0, ddof=1) / np.sqrt(batches)
+
+
 class Toy(Calculator):
     """Calculator for atoms that change nothing but positions; subclasses evaluate energy, forces (N, 3), virial (3, 3).
 

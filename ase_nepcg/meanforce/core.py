@@ -19,6 +19,8 @@ from .sampler import Sampler, Settings, UnreliableError
 
 __all__ = ["MeanForce", "UnreliableError", "sample_mean_force"]
 
+# a kinetic temperature that is off by this part is no artefact of the integrator any more
+_OFF = 0.15
 # what ase_nepcg.configurations writes into a configuration, and frames keep
 _PROVENANCE = ("strain", "strain_value", "pressure_GPa")
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -54,7 +56,8 @@ class MeanForce:
     kinetic_temperature_K, kinetic_temperature_error_K
         From the mean kinetic energy and the degrees of freedom that are left.
     converged
-        The rms force error reached ``force_error`` (True if none was asked for).
+        The run was not interrupted, its errors are reliable, its temperature is right, and the rms force error reached
+        ``force_error`` (if one was asked for).
     reliable
         The run was long enough for its slowest correlation, ``correlation_time_ps``.
     interrupted
@@ -105,7 +108,8 @@ class MeanForce:
         rms = np.sqrt((self.forces**2).mean())
         return (
             f"MeanForce({len(self.forces)} sites, {self.time_ps:g} ps at {self.temperature_K:.4g} K: rms force "
-            f"{rms:.3f} ± {self.force_error:.4f} eV/Å{'' if self.reliable else ', error not reliable'})"
+            f"{rms:.3f} ± {self.force_error:.4f} eV/Å{'' if self.reliable else ', error not reliable'}"
+            f"{', interrupted' if self.interrupted else ''})"
         )
 
 
@@ -170,7 +174,9 @@ def sample_mean_force(
     ValueError, TypeError
         Arguments that make no sense.
 
-    Warns (RuntimeWarning) if the run is too short for its slowest correlation time, or drifts.
+    Warns (RuntimeWarning) if the run is too short for its slowest correlation time, drifts, was interrupted, or has a
+    kinetic temperature far from the thermostat's, as with a time step that is too long. (A few per cent too low is
+    normal: BAOAB gives positions, not momenta, the right temperature. At 0.5 fs flexible water shows 297 K for 300 K.)
     """
     settings = Settings(
         temperature_K=temperature_K,
@@ -182,6 +188,8 @@ def sample_mean_force(
         thermal_response=thermal_response,
         seed=seed,
     )
+    if not hasattr(mapping, "bind"):
+        raise TypeError(f"mapping: expected a Mapping, got {type(mapping).__name__} (Mapping.from_groups makes one)")
     sampler = Sampler(atoms, mapping, settings, checkpoint=checkpoint)
     sampler.run(time_ps=time_ps, force_error=force_error, progress=progress)
     result = collect(sampler)
@@ -221,14 +229,25 @@ def collect(sampler) -> MeanForce:
     texts, reliable = [], sampler.reliable(estimate)
     if not reliable:
         texts.append(
-            f"the run of {time_ps:g} ps is too short for its slowest correlation time: the error bars are not reliable "
-            "(they are too small rather than too large); sample longer"
+            f"the run of {time_ps:g} ps is too short for its slowest correlation time (about {correlation:.2g} ps or "
+            "more): the error bars are not reliable (they are too small rather than too large); sample some ten times "
+            "longer, or more configurations"
+        )
+    hot = settings.ensemble == "nvt" and sampler.n_dof > 0
+    hot = hot and abs(kinetic - temperature) > max(_OFF * temperature, 6 * kinetic_error)
+    if hot:
+        texts.append(
+            f"the kinetic temperature is {kinetic:.0f} K, expected {temperature:g} K: the averages are wrong; the time "
+            f"step of {settings.timestep_fs:g} fs is probably too long, or the configuration far from equilibrium"
         )
     if drifts:
         texts.append(
-            f"forces or energy change during the run ({drift:.1f} times their error): not yet in equilibrium, use a "
-            "longer equilibration_ps"
+            "forces or energy drift from the first quarter of the run to its second half by more than chance: not yet "
+            "in equilibrium (use a longer equilibration_ps), or heating up (use a shorter timestep_fs)"
         )
+    if sampler.interrupted:
+        texts.append(f"interrupted: these are the averages over the first {time_ps:g} ps")
+    sound = reliable and not hot and not sampler.interrupted
     frame = bound.beads(sampler.atoms)
     frame.positions[:] = run.centre[:n]
     frame.arrays.pop("momenta", None)
@@ -244,12 +263,20 @@ def collect(sampler) -> MeanForce:
         "mean_energy_error": float(error[k + 12]),
         "drift": drift,
         "temperature_K": float(temperature),
-        "converged": sampler.converged(estimate),
+        "converged": sound and sampler.converged(estimate),
         "time_ps": time_ps,
         "seed": run.seed,
         **response,
     }
-    _annotate(frame, values, sampler)
+    verdict = {
+        "reliable": reliable,
+        "interrupted": sampler.interrupted,
+        "kinetic_temperature": float(kinetic),
+        "correlation_time_ps": float(correlation),
+    }
+    if pull is not None:
+        verdict["virial_pull"] = pull
+    _annotate(frame, values, verdict, sampler)
     return MeanForce(
         frame=frame,
         **values,
@@ -271,7 +298,7 @@ def _tensor(six) -> np.ndarray:
     return tensor
 
 
-def _annotate(frame, values, sampler) -> None:
+def _annotate(frame, values, verdict, sampler) -> None:
     """Write the averages into ``frame``, under the names that files use."""
     settings, bound = sampler.settings, sampler.bound
     for name in ("force_errors", "n_effective", "forces_dT", "forces_dT_errors", "forces_dT2", "forces_dT2_errors"):
@@ -291,6 +318,7 @@ def _annotate(frame, values, sampler) -> None:
         "n_atoms": bound.n_atoms,
         "drift": values["drift"],
         "converged": values["converged"],
+        **verdict,
     }
     info |= {name: sampler.atoms.info[name] for name in _PROVENANCE if name in sampler.atoms.info}
     results = {"forces": np.array(values["forces"])}
