@@ -126,7 +126,7 @@ def test_rigid_bead(toys, kind):
     assert result.virial_atomic is None
     check_all(toys, result, toys.cradle_average(atoms, mapping.bind(atoms), kind, kB * 600.0), precise=2)
     assert abs(result.kinetic_temperature_K - 600.0) < 4 * result.kinetic_temperature_error_K
-    assert result.kinetic_temperature_error_K < 30
+    assert result.kinetic_temperature_error_K < 60
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
