@@ -139,7 +139,7 @@ def test_hash_changes_with_new_and_renamed_sources(sources):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Kernels of this test are kept here."""
-    monkeypatch.setattr(cache, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(cache, "cache_directory", lambda *room: tmp_path)
     return tmp_path
 
 
@@ -209,7 +209,7 @@ def test_a_damaged_file_is_compiled_again_and_replaced(folder, damage):
 
 
 def test_a_directory_that_disappears_does_no_harm(folder, monkeypatch):
-    monkeypatch.setattr(cache, "cache_directory", lambda: folder / "gone")
+    monkeypatch.setattr(cache, "cache_directory", lambda *room: folder / "gone")
     assert make_kernel("a")(1) == 2
 
 
@@ -318,7 +318,7 @@ def test_no_home_at_all_is_a_warning(monkeypatch):
 
 
 def test_kernels_work_without_a_directory(monkeypatch):
-    monkeypatch.setattr(cache, "cache_directory", lambda: None)
+    monkeypatch.setattr(cache, "cache_directory", lambda *room: None)
     kernel = make_kernel("a")
     assert kernel(1) == 2
     assert hits_and_misses(kernel) == (0, 1)

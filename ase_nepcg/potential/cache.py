@@ -33,8 +33,8 @@ from numba.core.serialize import dumps
 
 __all__ = ["cache_directory", "kernel_jit", "source_hash"]
 
-# where kernels are written; a kernel may use functions of any of these
-_ROOMS = ("potential", "md")
+# where kernels are written, and the rooms whose functions they may use
+_ROOMS = {"potential": ("potential", "md"), "training": ("potential", "training/kernels")}
 # files of kernels whose sources changed are removed when they have not been used for this long
 _KEEP_DAYS = 30
 # no reassociation: sums keep their order, NaN stays NaN; a*b + c may be fused
@@ -42,13 +42,13 @@ _OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "
 
 
 @functools.cache
-def source_hash() -> str:
-    """Hash over the text of every module in the rooms that hold kernels."""
+def source_hash(room: str = "potential") -> str:
+    """Hash over the text of every module that kernels of a room ("potential", with md, or "training") are made of."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for room in _ROOMS:
-        for path in sorted((package / room).glob("*.py")):
-            digest.update(f"{room}/{path.name}".encode() + b"\0" + path.read_bytes() + b"\0")
+    for part in _ROOMS[room]:
+        for path in sorted((package / part).glob("*.py")):
+            digest.update(f"{part}/{path.name}".encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -63,8 +63,9 @@ def _private(folder: Path) -> str | None:
 
 
 @functools.cache
-def cache_directory() -> Path | None:
-    """The directory of this version's kernels, created if needed; None (after a warning) where there is none."""
+def cache_directory(room: str = "potential") -> Path | None:
+    """The directory of this version's kernels of a room, created if needed; None (after a warning) where there is
+    none."""
     try:
         if config.CACHE_DIR:
             base = Path(config.CACHE_DIR)
@@ -73,7 +74,7 @@ def cache_directory() -> Path | None:
         else:
             base = Path.home() / ".cache"
         parent = base / "ase_nepcg"
-        folder = parent / f"kernels-{source_hash()}"
+        folder = parent / f"kernels-{source_hash(room)}"
         # one by one: with parents=True the mode would hold for the last one only
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -105,12 +106,13 @@ def _prune(parent: Path, keep: Path) -> None:
 class _KernelCache(NullCache):
     """What a Numba dispatcher asks of its cache, for one function built with one key."""
 
-    def __init__(self, name: str, key: tuple):
+    def __init__(self, name: str, key: tuple, room: str):
         self._name = name
         self._key = key
+        self._room = room
 
     def _path(self, sig, codegen) -> Path | None:
-        folder = cache_directory()
+        folder = cache_directory(self._room)
         if folder is None:
             return None
         key = (self._name, self._key, str(sig), codegen.magic_tuple(), numba.__version__, sys.version)
@@ -161,7 +163,8 @@ def kernel_jit(*key, **options):
             # (md.loop.kernel_address) would find the wrong one
             function.__qualname__ += "_" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         dispatcher = numba.njit(**(_OPTIONS | options))(function)
-        dispatcher._cache = _KernelCache(name, key)
+        room = "training" if ".training." in function.__module__ else "potential"
+        dispatcher._cache = _KernelCache(name, key, room)
         return dispatcher
 
     return decorate

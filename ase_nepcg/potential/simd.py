@@ -340,11 +340,11 @@ def pointer(typingctx, array):
 
 
 @intrinsic
-def advance(typingctx, doubles, n):
-    """The pointer ``doubles`` moved by n elements."""
-    if not _is_doubles(doubles):
+def advance(typingctx, numbers, n):
+    """The pointer ``numbers`` (to float64 or int64) moved by n elements."""
+    if not (_is_doubles(numbers) or (isinstance(numbers, types.CPointer) and numbers.dtype == types.int64)):
         return None
-    return doubles(doubles, types.intp), lambda context, builder, sig, args: _at(builder, *args)
+    return numbers(numbers, types.intp), lambda context, builder, sig, args: _at(builder, *args)
 
 
 @intrinsic
