@@ -11,31 +11,39 @@ __version__ = "0.1.0.dev0"
 
 # public name -> module that owns it
 _OWNERS = {
+    "Committee": "committee",
     "FixBeads": "constraints",
     "Mapping": "mapping",
     "MeanForce": "meanforce",
     "NEP": "calculator",
     "NEPModel": "model",
     "NepCGError": "errors",
+    "Training": "training",
+    "plot": None,
     "read_dataset": "dataset",
     "sample_many": "meanforce",
     "sample_mean_force": "meanforce",
     "testing": None,
+    "train": "training",
     "write_dataset": "dataset",
 }
 
 __all__ = [
     "NEP",
+    "Committee",
     "FixBeads",
     "Mapping",
     "MeanForce",
     "NEPModel",
     "NepCGError",
+    "Training",
     "__version__",
+    "plot",
     "read_dataset",
     "sample_many",
     "sample_mean_force",
     "testing",
+    "train",
     "write_dataset",
 ]
 

@@ -111,6 +111,14 @@ class NEP(Calculator):
 
     # --- parameters -----------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def committee(models, **keywords):
+        """The mean of several models and their spread: :class:`~ase_nepcg.Committee` of paths or models; ``keywords``
+        as for :class:`NEP`."""
+        from .committee import Committee
+
+        return Committee(models, **keywords)
+
     def _check_names(self, names):
         valid = ("model", *self.default_parameters)
         for name in names:

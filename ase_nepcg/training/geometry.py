@@ -38,7 +38,8 @@ class Geometry:
         self.local = np.zeros((n, 3), np.int64)
         self.radial_begin, self.angular_begin = np.zeros(n, np.int64), np.zeros(n, np.int64)
         parts = {
-            name: [] for name in ("present", "radial_end", "angular_end", "radial_j", "radial_x", "angular_j", "angular_x")
+            name: []
+            for name in ("present", "radial_end", "angular_end", "radial_j", "radial_x", "angular_j", "angular_x")
         }
         used = {"present": 0, "ends": 0, "blocks": 0, "pairs": 0}
         self.max_neighbors = np.zeros(2, int)
@@ -75,7 +76,16 @@ class Geometry:
         )
         t = len(present)
         counts = np.zeros((n, t, 2), np.int64)
-        arguments = near.positions, near.seg, near.neighbors, near.shifts, t, local_types, limit, np.zeros(len(near.neighbors), np.uint8)
+        arguments = (
+            near.positions,
+            near.seg,
+            near.neighbors,
+            near.shifts,
+            t,
+            local_types,
+            limit,
+            np.zeros(len(near.neighbors), np.uint8),
+        )
         count_pairs(*arguments, counts)
         blocks, pairs = -(-counts[..., 0] // LANES), counts[..., 1]
         radial_end, angular_end = np.cumsum(blocks).reshape(n, t), np.cumsum(pairs).reshape(n, t)

@@ -82,7 +82,9 @@ class LossSettings:
         for name in ("lambda_1", "lambda_2"):
             values[name] = default if values[name] is None else values[name]
         if self.type_weight is not None and len(self.type_weight) != model.n_types:
-            raise LossError(f"type_weight: expected {model.n_types} numbers, one per species, got {len(self.type_weight)}")
+            raise LossError(
+                f"type_weight: expected {model.n_types} numbers, one per species, got {len(self.type_weight)}"
+            )
         return LossSettings(**values)
 
 

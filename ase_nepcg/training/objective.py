@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..potential.evaluate import Evaluator
-from ..potential.evaluate import Geometry as Configuration
 from ..potential.simd import aligned_empty
 from ..potential.threads import default_threads, run_chunks
 from .geometry import Geometry
@@ -15,7 +13,8 @@ from .kernels.evaluate import build_descriptors, build_evaluate
 from .kernels.gradient import build_gradient
 from .kernels.layout import Packing
 from .loss import LossSettings, Predictions, Terms, regularisation
-from .targets import VOIGT, TargetError, Targets
+from .predict import predict
+from .targets import TargetError, Targets
 
 __all__ = ["Objective", "ScalerError", "descriptor_scaler"]
 
@@ -118,10 +117,22 @@ class Objective:
         """What the model with parameters ``z`` (n,) says about the frames (None: all), ZBL included."""
         frames = np.arange(len(self)) if frames is None else np.asarray(frames)
         energies, _, virials, forces = self._run(z[None], frames, True)
-        result = Predictions(energies[0], forces, virials[0])
-        if self.fixed is not None:
-            result = Predictions(*(a + b for a, b in zip(result, self.fixed, strict=True)))
-        return result
+        return self._complete(Predictions(energies[0], forces, virials[0]))
+
+    def evaluate(self, z: np.ndarray, frames=None):
+        """Terms (5,) of the loss of all ``frames`` (None: all) as in :meth:`losses`, the shift (eV/atom), and the
+        predictions."""
+        frames = np.arange(len(self)) if frames is None else np.asarray(frames)
+        energies, errors, virials, forces = self._run(z[None], frames, True)
+        squares = self.terms.squares(energies, errors, virials, frames)[0, -1]
+        terms = np.concatenate([np.sqrt(squares) * self.terms.weights, self.regularisation(z[None])[0, -1]])
+        shift = float(self.terms.shifts(energies, frames)[0])
+        return terms, shift, self._complete(Predictions(energies[0], forces, virials[0]))
+
+    def _complete(self, result: Predictions) -> Predictions:
+        if self.fixed is None:
+            return result
+        return Predictions(*(a + b for a, b in zip(result, self.fixed, strict=True)))
 
     def losses(self, Z: np.ndarray, frames=None) -> np.ndarray:
         """Terms (P, T + 1, 5) of the loss of parameter vectors ``Z`` (P, n) in every channel: lambda_e R_E,
@@ -162,7 +173,16 @@ class Objective:
         run_chunks(
             self._gradient,
             (
-                *(chunks, sites, g.n_types, g.frame_of, g.first, *g.arrays, self._temperatures, self._packed(z[None])[0]),
+                *(
+                    chunks,
+                    sites,
+                    g.n_types,
+                    g.frame_of,
+                    g.first,
+                    *g.arrays,
+                    self._temperatures,
+                    self._packed(z[None])[0],
+                ),
                 *(self.packing.stride, self.packing.at, a, rows.ravel(), eta.ravel(), work, place, gradients),
             ),
             min(self.threads, len(chunks) - 1),
@@ -212,21 +232,8 @@ def zbl_predictions(model, targets: Targets) -> Predictions | None:
     """What the ZBL repulsion of the model alone says; None for models without."""
     if model.zbl is None:
         return None
-    empty = replace(
-        model.with_parameters(np.zeros(model.n_parameters)), q_scaler=np.ones(model.n_descriptor), temperature=False
-    ) if not model.temperature else model.with_parameters(np.zeros(model.n_parameters))
-    evaluator = Evaluator(empty, temperature_K=0.0 if model.temperature else None)
-    energies, forces, virials = np.zeros(len(targets)), np.zeros_like(targets.forces), np.zeros((len(targets), 6))
-    for s in range(len(targets)):
-        sites = targets.sites(s)
-        result = evaluator(
-            Configuration(targets.positions[sites], targets.cells[s], targets.pbc[s], targets.types[sites])
-        )
-        n = targets.n_sites[s]
-        energies[s] = result.energy / n
-        forces[sites] = result.forces
-        virials[s] = [result.virial[i] / n for i in VOIGT]
-    return Predictions(energies, forces, virials)
+    empty = model.with_parameters(np.zeros(model.n_parameters))
+    return predict(empty, targets, temperature_K=0.0 if model.temperature else None)
 
 
 def descriptor_scaler(

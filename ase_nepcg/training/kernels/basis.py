@@ -183,9 +183,33 @@ def fill_functions(layout: Layout):
                         zz = zlm[m * (L + 1) + l]
                         dz_l = z_slope[l, m] * zlm[(m + 1) * (L + 1) + l]
                         lm = l * l - 1 + max(2 * m - 1, 0)
-                        gradient(rec, first, lm, b[lm], m * zz * cosine1, -m * zz * sine1, dz_l * cosine, ux, uy, uz, inverse_r)
+                        gradient(
+                            rec,
+                            first,
+                            lm,
+                            b[lm],
+                            m * zz * cosine1,
+                            -m * zz * sine1,
+                            dz_l * cosine,
+                            ux,
+                            uy,
+                            uz,
+                            inverse_r,
+                        )
                         if m > 0:
-                            gradient(rec, first, lm + 1, b[lm + 1], m * zz * sine1, m * zz * cosine1, dz_l * sine, ux, uy, uz, inverse_r)
+                            gradient(
+                                rec,
+                                first,
+                                lm + 1,
+                                b[lm + 1],
+                                m * zz * sine1,
+                                m * zz * cosine1,
+                                dz_l * sine,
+                                ux,
+                                uy,
+                                uz,
+                                inverse_r,
+                            )
                     cosine1, sine1 = cosine, sine
                     cosine, sine = ux * cosine - uy * sine, ux * sine + uy * cosine
                 vb = first // LANES

@@ -93,7 +93,12 @@ def force_functions(layout: Layout):
                     gx += h * v_rec[b + LMV + v]
                     gy += h * v_rec[b + 2 * LMV + v]
                     gz += h * v_rec[b + 3 * LMV + v]
-                v_rows[4 * filled], v_rows[4 * filled + 1], v_rows[4 * filled + 2], v_rows[4 * filled + 3] = along, gx, gy, gz
+                v_rows[4 * filled], v_rows[4 * filled + 1], v_rows[4 * filled + 2], v_rows[4 * filled + 3] = (
+                    along,
+                    gx,
+                    gy,
+                    gz,
+                )
                 filled += 1
                 n += 1
                 if filled == AT_ONCE:

@@ -1,0 +1,284 @@
+"""Minimising an objective: steps, reports, early stopping, checkpoints and interruptions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ..checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from .history import History
+from .loss import rmse
+from .stages import STAGES
+
+__all__ = ["Fit", "Report", "fit", "shifted"]
+
+_KIND = "training"
+# seconds between checkpoints
+_CHECKPOINT_INTERVAL = 30.0
+
+
+class Report(NamedTuple):
+    """What is told about a training run now and then."""
+
+    step: int
+    total: float  #: loss with all weights
+    l1: float
+    l2: float
+    train: dict  #: unweighted RMSE: energy (eV/atom), force (eV/Å), virial (eV/atom), stress (GPa)
+    test: dict | None
+    model: object  #: NEPModel with the mean energy error taken up by its bias
+    mu: np.ndarray | None  #: of SNES
+    sigma: np.ndarray | None
+    seconds: float
+    others: dict
+
+
+class Fit(NamedTuple):
+    """Where a run ended."""
+
+    model: object
+    history: History
+    reason: str  #: "steps", "converged", "early stopping" or "interrupted"
+    seed: int
+    mu: np.ndarray | None
+    sigma: np.ndarray | None
+    order: np.ndarray | None  #: of the frames in the batches of SNES
+
+
+class _Interrupt:
+    """Ctrl-C is noted and acted on between two steps; a second one is not held back."""
+
+    def __enter__(self):
+        self.asked = False
+        self._old = None
+        if threading.current_thread() is threading.main_thread():
+            with contextlib.suppress(ValueError):
+                self._old = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self._old)
+
+    def __exit__(self, *_):
+        if self._old is not None and not self.asked:
+            signal.signal(signal.SIGINT, self._old)
+
+
+def shifted(model, z: np.ndarray, shift: float):
+    """The model with parameters ``z`` and its common bias increased by ``shift`` (eV), which U contains with a minus
+    sign: the mean energy error is gone."""
+    model = model.with_parameters(z)
+    return replace(model, bias=model.bias + shift)
+
+
+def fit(
+    objective, test=None, *, stages, z, seed, interval=None, patience=None, checkpoint=None, fingerprint=None,
+    on_report=None, progress=True, **settings,
+) -> Fit:  # fmt: skip
+    """Run ``stages``, a list of (name, steps), one after the other.
+
+    ``objective`` of the training set, ``test`` of the test set or None; ``z`` the start of the first stage. With a
+    test set the result is the best model seen at a report, and a stage ends after ``patience`` steps without a better
+    one. A ``checkpoint`` file of the same ``fingerprint`` (dict for JSON) is taken up, others are refused.
+    """
+    run = _Run(objective, test, stages, z, seed, checkpoint, fingerprint or {}, settings)
+    total = sum(steps for _, steps in stages)
+    from tqdm import tqdm
+
+    with (
+        _Interrupt() as interrupt,
+        tqdm(total=total, initial=run.done, unit="step", desc="training", disable=None if progress else True) as bar,
+    ):
+        reason = "steps"
+        while run.number < len(stages):
+            name, steps = stages[run.number]
+            every = interval or max(1, min(100 if name == "snes" else 10, steps))
+            reason = run.stage_reason(patience)
+            while reason is None:
+                go_on = run.advance()
+                bar.update(1)
+                last = not go_on or run.stage.step >= steps
+                if run.stage.step % every == 0 or last:
+                    report = run.report()
+                    bar.set_postfix_str(_shown(report))
+                    if on_report is not None:
+                        on_report(report)
+                reason = "converged" if not go_on else run.stage_reason(patience)
+                if interrupt.asked and reason is None:
+                    reason = "interrupted"
+                if reason is not None or run.due():
+                    run.save()
+            if reason == "interrupted":
+                if not len(run.history) or run.history.step[-1] < run.done:
+                    run.report()
+                break
+            run.next_stage()
+        if reason != "interrupted":
+            run.save()
+    return run.result(reason)
+
+
+def _shown(report: Report) -> str:
+    text = f"loss {report.total:.4f}"
+    for name, unit in (("energy", "meV"), ("force", "eV/Å"), ("virial", "meV")):
+        value = report.train[name]
+        if value:
+            value, digits = (1e3 * value, 2) if unit == "meV" else (value, 4)
+            text += f", {name} {value:.{digits}f} {unit}"
+    return text if report.test is None else text + f", test force {report.test['force']:.4f}"
+
+
+class _Run:
+    """State of a run of several stages."""
+
+    def __init__(self, objective, test, stages, z, seed, checkpoint, fingerprint, settings):
+        self.objective, self.test, self.stages, self.seed = objective, test, stages, seed
+        self.checkpoint, self.fingerprint, self.settings = checkpoint, fingerprint, settings
+        self.history = History()
+        self.number, self.before = 0, 0  # stage, steps of the stages before
+        self.best_value, self.best_z, self.best_step = np.inf, None, 0
+        self.elapsed = 0.0
+        self.model = None
+        self.mu = self.sigma = self.order = None
+        state, self._start = None, z
+        if checkpoint is not None and os.path.exists(checkpoint):
+            state = self._read()
+        self.started = self.saved = time.monotonic()
+        self._make(state)
+
+    def _make(self, state=None):
+        if self.number == len(self.stages):
+            self.stage = None
+            return
+        name, steps = self.stages[self.number]
+        settings = self.settings | (self.settings.get(f"stage {self.number}") or {})
+        settings = {k: v for k, v in settings.items() if not k.startswith("stage ")}
+        self.stage = STAGES[name](self.objective, self._start, seed=self.seed, steps=steps, state=state, **settings)
+
+    @property
+    def done(self) -> int:
+        return self.before + (self.stage.step if self.stage is not None else 0)
+
+    @property
+    def seconds(self) -> float:
+        return self.elapsed + time.monotonic() - self.started
+
+    def advance(self) -> bool:
+        return self.stage.advance()
+
+    def stage_reason(self, patience) -> str | None:
+        """Why the stage is over, or None."""
+        if self.stage.step >= self.stages[self.number][1]:
+            return "steps"
+        if self.test is not None and patience is not None and self.done - self.best_step >= patience:
+            return "early stopping"
+        return None
+
+    def report(self) -> Report:
+        z, frames = self.stage.z, self.stage.frames
+        objective = self.objective
+        terms, shift, predictions = objective.evaluate(z, frames)
+        targets = objective.given if frames is None else objective.given.select(frames)
+        if frames is not None:
+            sites = objective.geometry.sites_of(frames)
+            predictions = type(predictions)(
+                predictions.energies[frames], predictions.forces[sites], predictions.virials[frames]
+            )
+        errors = rmse(targets, predictions, shift)
+        test = None
+        self.model = shifted(objective.model, z, shift)
+        value = float(terms.sum())
+        if self.test is not None:
+            # the same parameters as those of the model that is written
+            of_test = self.test.predict(self.model.parameters())
+            test = rmse(self.test.given, of_test)
+            value = float(self.test.terms.weights @ [test[name] for name in ("energy", "force", "virial")])
+            if value < self.best_value:
+                self.best_value, self.best_z, self.best_step = value, self.model.parameters(), self.done
+        report = Report(
+            self.done, float(terms.sum()), float(terms[3]), float(terms[4]), errors, test, self.model, self.stage.mu,
+            self.stage.sigma, self.seconds, self.stage.others,
+        )  # fmt: skip
+        self.history.append(report, **self.stage.others)
+        return report
+
+    def next_stage(self) -> None:
+        self._start = self.best_z if self.best_z is not None else self.stage.z
+        self.mu, self.sigma = self.stage.mu, self.stage.sigma
+        self.order = getattr(self.stage, "order", None)
+        self.before += self.stage.step
+        self.number += 1
+        self._make()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        return self.checkpoint is not None and time.monotonic() - self.saved > _CHECKPOINT_INTERVAL
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self.checkpoint is None:
+            return
+        header = {
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "number": self.number,
+            "before": self.before,
+            "best": [self.best_value if np.isfinite(self.best_value) else None, self.best_step],
+            "seconds": self.seconds,
+        }
+        arrays = self.history.arrays()
+        if self.stage is not None:
+            stage_header, stage_arrays = self.stage.state()
+            header["stage"] = stage_header
+            arrays |= {f"stage_{name}": array for name, array in stage_arrays.items()}
+        else:
+            arrays["start"] = self._start
+        if self.best_z is not None:
+            arrays["best_z"] = self.best_z
+        if self.model is not None:
+            arrays["model_z"] = self.model.parameters()
+        write_checkpoint(self.checkpoint, _KIND, header, arrays)
+        self.saved = time.monotonic()
+
+    def _read(self):
+        header, arrays = read_checkpoint(self.checkpoint, _KIND)
+        old, new = header["fingerprint"], self.fingerprint
+        different = [
+            f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        ]
+        if different:
+            raise CheckpointError(
+                f"{self.checkpoint}: this checkpoint belongs to another training run: {'; '.join(different)}. Give the "
+                "same data and settings to go on, or another checkpoint file to start anew"
+            )
+        self.seed, self.number, self.before = header["seed"], header["number"], header["before"]
+        value, self.best_step = header["best"]
+        self.best_value = np.inf if value is None else value
+        self.elapsed = header["seconds"]
+        self.history = History.from_arrays(arrays)
+        self.best_z = arrays.get("best_z")
+        if "model_z" in arrays:
+            self.model = self.objective.model.with_parameters(arrays["model_z"])
+        if "stage" not in header:
+            self._start = arrays["start"]
+            return None
+        prefix = "stage_"
+        return header["stage"], {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+    def result(self, reason: str) -> Fit:
+        model = self.model if self.best_z is None else self.objective.model.with_parameters(self.best_z)
+        if self.stage is not None:
+            self.mu, self.sigma = self.stage.mu, self.stage.sigma
+            self.order = getattr(self.stage, "order", None)
+        return Fit(model, self.history, reason, self.seed, self.mu, self.sigma, self.order)
