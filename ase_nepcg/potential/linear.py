@@ -6,6 +6,8 @@
 ``row_sums``        the sums over lanes of LANES vectors as one vector
 ``matvec``          matrix times vector of scalars
 ``pair_product``    matrix of scalars times two columns of vectors
+``columns_product``  ``out[r] += sum_k x[k, r] m[k]``, scalars x, vectors m and out
+``rows_product``    ``out[k] += sum_r x[k, r] m[r]``
 ==================  ================================================================================
 """
 
@@ -34,7 +36,7 @@ from .simd import (
     _sum_lanes,
 )
 
-__all__ = ["dot", "matvec", "pair_product", "row_dots", "row_sums", "total"]
+__all__ = ["columns_product", "dot", "matvec", "pair_product", "row_dots", "row_sums", "rows_product", "total"]
 
 # vectors that fit into registers beside the operands: 32 registers with AVX-512, else 16
 _REGISTERS = 24 if LANES == 8 else 12
@@ -278,3 +280,94 @@ def pair_product(typingctx, matrix, first, row_step, rows, x, x_first, y, y_firs
 
     i = types.intp
     return types.none(matrix, i, i, i, VecView, i, VecView, i, columns, VecView), codegen
+
+
+@intrinsic(prefer_literal=True)
+def columns_product(typingctx, x, x_first, x_step, columns, m, m_first, m_step, rows, out, out_first, out_step):
+    """``out[out_first + r out_step] += sum_k x[x_first + k x_step + r] m[m_first + k m_step]``, k < columns, r < rows.
+
+    ``x`` points to scalars, ``m`` and ``out`` are views; ``columns`` is a compile-time constant, and ``m`` stays in
+    registers as far as these reach.
+    """
+    if not isinstance(columns, types.IntegerLiteral):
+        return None
+    n_columns = columns.literal_value
+
+    def codegen(context, builder, sig, args):
+        x, x_first, x_step, _, m, m_first, m_step, rows, out, out_first, out_step = args
+        zero, one = ir.Constant(_INT64, 0), ir.Constant(_INT64, 1)
+        x0, m0, out0 = _at(builder, x, x_first), _element(builder, m, m_first), _element(builder, out, out_first)
+        steps = [ir.Constant(_INT64, k) for k in range(n_columns)]
+        ms = [_load(builder, _element(builder, m0, builder.mul(m_step, k))) for k in steps]
+        xs = [_at(builder, x0, builder.mul(x_step, k)) for k in steps]
+        entry = builder.block
+        loop, done = builder.append_basic_block("columns.loop"), builder.append_basic_block("columns.done")
+        builder.cbranch(builder.icmp_signed(">", rows, zero), loop, done)
+        builder.position_at_end(loop)
+        r = builder.phi(_INT64)
+        target = _element(builder, out0, builder.mul(r, out_step))
+        # two partial sums: one chain of additions would wait for itself
+        sums = [_load(builder, target), None]
+        for k in range(n_columns):
+            factor = _splat(builder, builder.load(_at(builder, xs[k], r)))
+            if sums[k % 2] is None:
+                sums[k % 2] = builder.fmul(factor, ms[k], flags=("contract",))
+            else:
+                sums[k % 2] = _multiply_add(builder, factor, ms[k], sums[k % 2])
+        _store(builder, sums[0] if sums[1] is None else builder.fadd(*sums), target)
+        r_next = builder.add(r, one)
+        r.add_incoming(zero, entry)
+        r.add_incoming(r_next, loop)
+        builder.cbranch(builder.icmp_signed("<", r_next, rows), loop, done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.none(x, i, i, columns, VecView, i, i, i, VecView, i, i), codegen
+
+
+@intrinsic(prefer_literal=True)
+def rows_product(typingctx, x, x_first, x_step, columns, m, m_first, m_step, rows, out, out_first, out_step):
+    """``out[out_first + k out_step] += sum_r x[x_first + k x_step + r] m[m_first + r m_step]``, k < columns, r < rows.
+
+    As :func:`columns_product`, summed over the other index: the sums stay in registers. rows >= 1.
+    """
+    if not isinstance(columns, types.IntegerLiteral):
+        return None
+    n_columns = columns.literal_value
+
+    def codegen(context, builder, sig, args):
+        x, x_first, x_step, _, m, m_first, m_step, rows, out, out_first, out_step = args
+        zero, one = ir.Constant(_INT64, 0), ir.Constant(_INT64, 1)
+        m0, out0 = _element(builder, m, m_first), _element(builder, out, out_first)
+        for start in range(0, n_columns, _REGISTERS):
+            steps = [ir.Constant(_INT64, k) for k in range(start, min(start + _REGISTERS, n_columns))]
+            x0 = _at(builder, x, x_first)
+            xs = [_at(builder, x0, builder.mul(x_step, k)) for k in steps]
+            targets = [_element(builder, out0, builder.mul(out_step, k)) for k in steps]
+            initial = [_load(builder, target) for target in targets]
+            entry = builder.block
+            loop, done = builder.append_basic_block("rows.loop"), builder.append_basic_block("rows.done")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            r = builder.phi(_INT64)
+            sums = [builder.phi(_VEC) for _ in steps]
+            r.add_incoming(zero, entry)
+            row = _load(builder, _element(builder, m0, builder.mul(r, m_step)))
+            new = [
+                _multiply_add(builder, _splat(builder, builder.load(_at(builder, x_k, r))), row, total)
+                for x_k, total in zip(xs, sums, strict=True)
+            ]
+            r_next = builder.add(r, one)
+            r.add_incoming(r_next, loop)
+            for phi, begin, value in zip(sums, initial, new, strict=True):
+                phi.add_incoming(begin, entry)
+                phi.add_incoming(value, loop)
+            builder.cbranch(builder.icmp_signed("<", r_next, rows), loop, done)
+            builder.position_at_end(done)
+            for value, target in zip(new, targets, strict=True):
+                _store(builder, value, target)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.none(x, i, i, columns, VecView, i, i, i, VecView, i, i), codegen

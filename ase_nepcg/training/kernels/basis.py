@@ -102,7 +102,7 @@ def fill_functions(layout: Layout):
     """The function that computes the basis of one site."""
     shape = layout.shape
     KR, KA, L = shape.k_radial, shape.k_angular, shape.l_max
-    LM, LMP, ZS = shape.n_sums, layout.lm, shape.n_zlm
+    LM, LMP = shape.n_sums, layout.lm
     RECORD, HEADER = layout.record, layout.head
     LMV, KRP = LMP // LANES, padded(KR)
     recur_a, recur_b, z_slope = legendre_tables(L)

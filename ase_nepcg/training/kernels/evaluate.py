@@ -244,9 +244,9 @@ def build_descriptors(layout: Layout):
                     advance(p_ang_end, local[i, 2]),
                 )
                 if basis_at[i] >= 0:
-                    Ar, Aa, df, rec = parts(n_local, radial_begin[i], ends, advance(p_basis, basis_at[i]))
+                    Ar, Aa, _, _ = parts(n_local, radial_begin[i], ends, advance(p_basis, basis_at[i]))
                 else:
-                    Ar, Aa, df, rec = parts(n_local, radial_begin[i], ends, scratch)
+                    Ar, Aa, _, _ = parts(n_local, radial_begin[i], ends, scratch)
                     fill(
                         n_types, types[i], n_local, here, pointer(cutoffs), pointer(radial_x), radial_begin[i], ends,
                         pointer(angular_x), angular_begin[i], ang_ends, scratch, polynomials, functions,

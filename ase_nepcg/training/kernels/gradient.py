@@ -13,7 +13,7 @@ import functools
 from ...potential.cache import kernel_jit
 from ...potential.linear import row_sums
 from ...potential.nep import inlined
-from ...potential.simd import LANES, advance, fetch_add, lanes, pointer, splat, store
+from ...potential.simd import LANES, advance, fetch_add, lanes, pointer, store
 from .basis import fill_functions
 from .layout import HEAD, Layout
 from .site import site_functions

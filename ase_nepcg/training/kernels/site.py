@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...potential.invariants import QUARTIC, cubic_terms, three_body_weights
-from ...potential.linear import matvec, row_dots
+from ...potential.linear import columns_product, matvec, row_dots, rows_product
 from ...potential.nep import inlined
 from ...potential.simd import LANES, lanes, load, splat, store, vsum
 from .layout import Layout
@@ -82,12 +82,8 @@ def site_functions(layout: Layout) -> SiteFunctions:
             radial = (base + at[4] + present[t] * KR * NRV * LANES) // LANES
             matvec(v_w, radial, Ar, t * KR, KR, v_q, NRV)
             angular = (base + at[5] + present[t] * KA * NAP) // LANES
-            for lm in range(LM):
-                for g in range(NG):
-                    total = v_s[lm * NG + g]
-                    for k in range(KA):
-                        total += Aa[(t * KA + k) * LMP + lm] * v_w[angular + k * NG + g]
-                    v_s[lm * NG + g] = total
+            for g in range(NG):
+                columns_product(Aa, t * KA * LMP, LMP, KA, v_w, angular + g, NG, LM, v_s, g, NG)
 
     @inlined
     def descriptor(weights, base, at, n_local, present, Ar, Aa, q, s):
@@ -264,11 +260,10 @@ def site_functions(layout: Layout) -> SiteFunctions:
             for k in range(KR):
                 for n in range(NRV):
                     g[radial + k * NRV + n] += Ar[t * KR + k] * v_Q[n] + Ard[t * KR + k] * v_R[n]
-            angular = base + at[5] + present[t] * KA * NAP
-            for k in range(KA):
-                row = (t * KA + k) * LMP
-                matvec(v_V, 0, Aa, row, LM, lanes(grad, angular + k * NAP), NG)
-                matvec(v_S, 0, Aad, row, LM, lanes(grad, angular + k * NAP), NG)
+            angular = (base + at[5] + present[t] * KA * NAP) // LANES
+            for n in range(NG):
+                rows_product(Aa, t * KA * LMP, LMP, KA, v_V, n, NG, LM, g, angular + n, NG)
+                rows_product(Aad, t * KA * LMP, LMP, KA, v_S, n, NG, LM, g, angular + n, NG)
 
     return SiteFunctions(
         descriptor, network, adjoint, derivatives_of_sums, tangent, network_gradient, coefficient_gradient
