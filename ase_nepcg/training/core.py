@@ -20,12 +20,12 @@ from .targets import Targets, species_of
 __all__ = ["Report", "Training", "TrainingError", "cross_validate", "train"]
 
 OPTIMIZERS = ("gradient", "lbfgs", "adam", "snes")
-# steps if none are given
-_STEPS = {"lbfgs": 1500, "adam": 20_000, "snes": 100_000}
+#: steps if none are given
+STEPS = {"lbfgs": 1500, "adam": 20_000, "snes": 100_000}
 # "gradient" means L-BFGS up to this many sites
 _MOST_SITES = 100_000
 # a polish starts with this standard deviation of every parameter
-_POLISH_SIGMA = 0.01
+POLISH_SIGMA = 0.01
 
 
 class TrainingError(NepCGError, ValueError):
@@ -185,8 +185,8 @@ def train(
     patience
         With ``test``: end after so many steps without a better result; None: a quarter of ``steps``.
     lambda_e, lambda_f, lambda_v, lambda_1, lambda_2, lambda_shear, force_delta, type_weight, weighting
-        The loss, see :mod:`ase_nepcg.training.loss`. ``weighting="errorbars"`` weights forces and virials by the inverse
-        squares of their error bars.
+        The loss, see :mod:`ase_nepcg.training.loss`. ``weighting="errorbars"`` weights forces and virials by the
+        inverse squares of their error bars.
     start
         A model (or its path) to start from; hyper-parameters must be the same, species may be fewer.
     n_models
@@ -218,12 +218,12 @@ def train(
 
     if optimizer not in OPTIMIZERS:
         raise TrainingError(f"optimizer: unknown name {optimizer!r}; {closest(str(optimizer), OPTIMIZERS)}")
-    n_models, polish = _count("n_models", n_models, 1), _count("polish", polish, 0)
+    n_models, polish = check_count("n_models", n_models, 1), check_count("polish", polish, 0)
     for name, value in (("steps", steps), ("batch", batch), ("patience", patience), ("interval", interval)):
         if value is not None:
-            _count(name, value, 1)
+            check_count(name, value, 1)
     if seed is not None:
-        _count("seed", seed, 0)
+        check_count("seed", seed, 0)
     loss = LossSettings(
         lambda_e, lambda_f, lambda_v, lambda_1, lambda_2, lambda_shear, force_delta,
         None if type_weight is None else tuple(type_weight), weighting,
@@ -244,9 +244,8 @@ def train(
         model,
         q_scaler=descriptor_scaler(model, targets, threads=threads) if start is None else _scaler_of(start, model),
     )
-    if optimizer == "gradient":
-        optimizer = "lbfgs" if len(targets.types) <= _MOST_SITES else "adam"
-    steps = steps or _STEPS[optimizer]
+    optimizer = chosen_optimizer(optimizer, targets)
+    steps = steps or STEPS[optimizer]
     stages = [(optimizer, steps)] + [("snes", polish)] * (polish > 0)
     return run_training(
         model, targets, test_targets, loss, stages=stages, optimizer=optimizer, start=start, n_models=n_models,
@@ -256,11 +255,25 @@ def train(
     )  # fmt: skip
 
 
+def chosen_optimizer(name: str, targets: Targets) -> str:
+    """What ``"gradient"`` stands for with so many sites; other names are checked."""
+    if name not in OPTIMIZERS:
+        raise TrainingError(f"optimizer: unknown name {name!r}; {closest(str(name), OPTIMIZERS)}")
+    if name != "gradient":
+        return name
+    return "lbfgs" if len(targets.types) <= _MOST_SITES else "adam"
+
+
 def run_training(
-    model, targets, test_targets, loss, *, stages, optimizer, start, n_models, checkpoint, seed, threads, cache_GB,
-    interval, patience, on_report, progress, **settings,
+    model, targets, test_targets, loss, *, stages, optimizer, start=None, n_models=1, checkpoint, seed, threads,
+    cache_GB, interval, patience, on_report, progress, on_start=None, z=None, fingerprint=None, **settings,
 ) -> Training:  # fmt: skip
-    """Minimise ``loss`` for a model whose hyper-parameters and scaler are set; arguments as for :func:`train`."""
+    """Minimise ``loss`` for a model whose hyper-parameters and scaler are set; arguments as for :func:`train`.
+
+    ``z``: parameters (n,) to start from, which a checkpoint does not depend on; ``fingerprint``: what it depends on
+    besides the other arguments; ``patience`` None: the last model is the result; ``on_start``: see
+    :func:`~ase_nepcg.training.fit.fit`.
+    """
     from .finetune import start_from_model
     from .objective import Objective
     from .stages import initial_parameters
@@ -274,7 +287,7 @@ def run_training(
     chosen = seed
     if seed is None:
         seed = secrets.randbelow(2**31)
-    polish = {"stage 1": {"sigma0": _POLISH_SIGMA}} if len(stages) > 1 else {}
+    polish = {"stage 1": {"sigma0": POLISH_SIGMA}} if len(stages) > 1 else {}
     shared = {
         "data": _digest(targets),
         "test": None if test_targets is None else _digest(test_targets),
@@ -284,16 +297,20 @@ def run_training(
         "patience": patience if test is not None else None,
         "start": None if start is None else hashlib.sha256(start.parameters().tobytes()).hexdigest()[:16],
     } | {k: v for k, v in settings.items() if v is None or isinstance(v, bool | int | float)}
+    shared |= fingerprint or {}
     if optimizer == "adam":
         # the learning rate depends on the number of steps
         shared["steps"] = stages[0][1]
     fits = []
     for number in range(n_models):
         own = seed + number
-        z = start_from_model(start, model) if start is not None else initial_parameters(model, own)
-        if stages[0][0] == "snes" and start is None:
-            # its own start is wider
-            z = None
+        if z is not None:
+            first = z
+        elif start is not None:
+            first = start_from_model(start, model)
+        else:
+            # the own start of SNES is wider
+            first = None if stages[0][0] == "snes" else initial_parameters(model, own)
         path = checkpoint
         if checkpoint is not None and number:
             stem, ending = os.path.splitext(os.fspath(checkpoint))
@@ -303,35 +320,36 @@ def run_training(
                 objective,
                 test,
                 stages=stages,
-                z=z,
+                z=first,
                 seed=own,
                 interval=interval,
                 patience=patience,
                 checkpoint=path,
                 fingerprint=shared | {"seed": None if chosen is None else own},
+                on_start=on_start,
                 on_report=on_report,
                 progress=progress,
                 **settings,
                 **polish,
-            )  # fmt: skip
+            )
         )
         if fits[-1].reason == "interrupted":
             break
-    first = fits[0]
+    own = fits[0]
     return Training(
-        model=first.model,
-        history=first.history,
+        model=own.model,
+        history=own.history,
         settings=loss,
         targets=targets,
         test_targets=test_targets,
         reason=fits[-1].reason,
-        seed=first.seed,
+        seed=own.seed,
         optimizer=optimizer,
         models=tuple(f.model for f in fits),
         histories=tuple(f.history for f in fits),
-        mu=first.mu,
-        sigma=first.sigma,
-        order=first.order,
+        mu=own.mu,
+        sigma=own.sigma,
+        order=own.order,
         threads=threads,
     )
 
@@ -344,7 +362,7 @@ def cross_validate(frames, folds: int = 5, *, seed: int = 0, **settings) -> tupl
     whose test set did not take part in any choice.
     """
     frames = list(frames)
-    folds = _count("folds", folds, 2)
+    folds = check_count("folds", folds, 2)
     if len(frames) < folds:
         raise TrainingError(f"folds: expected at most as many as frames ({len(frames)}), got {folds}")
     if "test" in settings:
@@ -371,13 +389,13 @@ def _scaler_of(start, model) -> np.ndarray:
     scaler = restrict(start, model.species).q_scaler
     if len(scaler) != model.n_descriptor:
         raise TrainingError(
-            f"start: expected a model with {model.n_descriptor} descriptor components, got {len(scaler)}: give the same "
-            "n_max and l_max"
+            f"start: expected a model with {model.n_descriptor} descriptor components, got {len(scaler)}: give the "
+            "same n_max and l_max"
         )
     return scaler
 
 
-def _count(name: str, value, least: int) -> int:
+def check_count(name: str, value, least: int) -> int:
     try:
         return check_integer(name, value, least, 2**63 - 1)
     except ModelError as error:

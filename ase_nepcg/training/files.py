@@ -77,11 +77,12 @@ def append_loss(path, lines: str) -> None:
         os.fsync(file.fileno())
 
 
-def truncate_loss(path, generation: int) -> None:
+def truncate_loss(path, generation: int, earlier: int = 0) -> None:
     """Remove from the end of a ``loss.out`` what a run that goes on from ``generation`` will write again.
 
     Those are the lines of later generations and one that was cut off while it was written. Lines of an earlier run
-    that stand before them (the generation decreases from one to the next) are kept. A file that is not there, or has
+    that stand before them (the first ``earlier``, and where the generation decreases from one to the next) are kept. A
+    file that is not there, or has
     nothing to remove, is left alone. Raises :class:`OutputFileError` for lines that are none of ``loss.out``.
     """
     try:
@@ -90,7 +91,7 @@ def truncate_loss(path, generation: int) -> None:
         return
     keep = len(rows)
     following = np.inf
-    while keep and generation < rows[keep - 1][1][0] < following:
+    while keep > earlier and generation < rows[keep - 1][1][0] < following:
         keep -= 1
         following = rows[keep][1][0]
     text = "".join(row + "\n" for row, _ in rows[:keep])

@@ -81,15 +81,24 @@ def shifted(model, z: np.ndarray, shift: float):
 
 def fit(
     objective, test=None, *, stages, z, seed, interval=None, patience=None, checkpoint=None, fingerprint=None,
-    on_report=None, progress=True, **settings,
+    on_start=None, on_report=None, progress=True, **settings,
 ) -> Fit:  # fmt: skip
     """Run ``stages``, a list of (name, steps), one after the other.
 
     ``objective`` of the training set, ``test`` of the test set or None; ``z`` the start of the first stage. With a
-    test set the result is the best model seen at a report, and a stage ends after ``patience`` steps without a better
-    one. A ``checkpoint`` file of the same ``fingerprint`` (dict for JSON) is taken up, others are refused.
+    test set and ``patience`` the result is the best model seen at a report, and a stage ends after ``patience`` steps
+    without a better one; otherwise the result is the last model. A ``checkpoint`` file of the same ``fingerprint``
+    (dict for JSON) is taken up, others are refused. ``on_start(step, note)`` is called once all of this is checked,
+    before anything is written: ``step`` is the number of steps done before, ``note`` what it returned at the start of
+    the run (None), which is kept in the checkpoint.
     """
-    run = _Run(objective, test, stages, z, seed, checkpoint, fingerprint or {}, settings)
+    run = _Run(objective, test, stages, z, seed, checkpoint, fingerprint or {}, patience, settings)
+    if on_start is not None:
+        note = on_start(run.done, run.note)
+        run.note = run.note if run.resumed else note
+    if not run.resumed:
+        # from now on a killed run goes on with the same numbers
+        run.save()
     total = sum(steps for _, steps in stages)
     from tqdm import tqdm
 
@@ -101,7 +110,7 @@ def fit(
         while run.number < len(stages):
             name, steps = stages[run.number]
             every = interval or max(1, min(100 if name == "snes" else 10, steps))
-            reason = run.stage_reason(patience)
+            reason = run.stage_reason()
             while reason is None:
                 go_on = run.advance()
                 bar.update(1)
@@ -111,7 +120,8 @@ def fit(
                     bar.set_postfix_str(_shown(report))
                     if on_report is not None:
                         on_report(report)
-                reason = "converged" if not go_on else run.stage_reason(patience)
+                run.converged = not go_on
+                reason = run.stage_reason()
                 if interrupt.asked and reason is None:
                     reason = "interrupted"
                 if reason is not None or run.due():
@@ -121,8 +131,6 @@ def fit(
                     run.report()
                 break
             run.next_stage()
-        if reason != "interrupted":
-            run.save()
     return run.result(reason)
 
 
@@ -139,17 +147,20 @@ def _shown(report: Report) -> str:
 class _Run:
     """State of a run of several stages."""
 
-    def __init__(self, objective, test, stages, z, seed, checkpoint, fingerprint, settings):
+    def __init__(self, objective, test, stages, z, seed, checkpoint, fingerprint, patience, settings):
         self.objective, self.test, self.stages, self.seed = objective, test, stages, seed
         self.checkpoint, self.fingerprint, self.settings = checkpoint, fingerprint, settings
+        self.patience, self.note = None if test is None else patience, None
         self.history = History()
         self.number, self.before = 0, 0  # stage, steps of the stages before
+        self.converged = False  # the stage
         self.best_value, self.best_z, self.best_step = np.inf, None, 0
         self.elapsed = 0.0
         self.model = None
         self.mu = self.sigma = self.order = None
         state, self._start = None, z
-        if checkpoint is not None and os.path.exists(checkpoint):
+        self.resumed = checkpoint is not None and os.path.exists(checkpoint)
+        if self.resumed:
             state = self._read()
         self.started = self.saved = time.monotonic()
         self._make(state)
@@ -174,11 +185,15 @@ class _Run:
     def advance(self) -> bool:
         return self.stage.advance()
 
-    def stage_reason(self, patience) -> str | None:
+    def stage_reason(self) -> str | None:
         """Why the stage is over, or None."""
+        if self.converged:
+            return "converged"
         if self.stage.step >= self.stages[self.number][1]:
             return "steps"
-        if self.test is not None and patience is not None and self.done - self.best_step >= patience:
+        # only where the test errors are known
+        reported = len(self.history) and self.history.step[-1] == self.done
+        if self.patience is not None and reported and self.done - self.best_step >= self.patience:
             return "early stopping"
         return None
 
@@ -201,7 +216,7 @@ class _Run:
             of_test = self.test.predict(self.model.parameters())
             test = rmse(self.test.given, of_test)
             value = float(self.test.terms.weights @ [test[name] for name in ("energy", "force", "virial")])
-            if value < self.best_value:
+            if self.patience is not None and value < self.best_value:
                 self.best_value, self.best_z, self.best_step = value, self.model.parameters(), self.done
         report = Report(
             self.done, float(terms.sum()), float(terms[3]), float(terms[4]), errors, test, self.model, self.stage.mu,
@@ -216,6 +231,9 @@ class _Run:
         self.order = getattr(self.stage, "order", None)
         self.before += self.stage.step
         self.number += 1
+        self.converged = False
+        # the next stage has all its patience
+        self.best_step = self.before
         self._make()
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -224,9 +242,10 @@ class _Run:
         return self.checkpoint is not None and time.monotonic() - self.saved > _CHECKPOINT_INTERVAL
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint: that of a finished run has its last step, so that more steps can follow."""
         if self.checkpoint is None:
             return
+        stage_header, stage_arrays = self.stage.state()
         header = {
             "fingerprint": self.fingerprint,
             "seed": self.seed,
@@ -234,14 +253,11 @@ class _Run:
             "before": self.before,
             "best": [self.best_value if np.isfinite(self.best_value) else None, self.best_step],
             "seconds": self.seconds,
+            "stage": stage_header,
+            "converged": self.converged,
+            "note": self.note,
         }
-        arrays = self.history.arrays()
-        if self.stage is not None:
-            stage_header, stage_arrays = self.stage.state()
-            header["stage"] = stage_header
-            arrays |= {f"stage_{name}": array for name, array in stage_arrays.items()}
-        else:
-            arrays["start"] = self._start
+        arrays = self.history.arrays() | {f"stage_{name}": array for name, array in stage_arrays.items()}
         if self.best_z is not None:
             arrays["best_z"] = self.best_z
         if self.model is not None:
@@ -251,7 +267,7 @@ class _Run:
 
     def _read(self):
         header, arrays = read_checkpoint(self.checkpoint, _KIND)
-        old, new = header["fingerprint"], self.fingerprint
+        old, new = _flat(header["fingerprint"]), _flat(self.fingerprint)
         different = [
             f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
             for name in sorted({*old, *new})
@@ -260,7 +276,7 @@ class _Run:
         if different:
             raise CheckpointError(
                 f"{self.checkpoint}: this checkpoint belongs to another training run: {'; '.join(different)}. Give the "
-                "same data and settings to go on, or another checkpoint file to start anew"
+                "same data and settings to go on; to start anew, remove the file or give another one"
             )
         self.seed, self.number, self.before = header["seed"], header["number"], header["before"]
         value, self.best_step = header["best"]
@@ -270,9 +286,7 @@ class _Run:
         self.best_z = arrays.get("best_z")
         if "model_z" in arrays:
             self.model = self.objective.model.with_parameters(arrays["model_z"])
-        if "stage" not in header:
-            self._start = arrays["start"]
-            return None
+        self.converged, self.note = header["converged"], header["note"]
         prefix = "stage_"
         return header["stage"], {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
@@ -282,3 +296,11 @@ class _Run:
             self.mu, self.sigma = self.stage.mu, self.stage.sigma
             self.order = getattr(self.stage, "order", None)
         return Fit(model, self.history, reason, self.seed, self.mu, self.sigma, self.order)
+
+
+def _flat(settings: dict) -> dict:
+    """The entries of the dicts in ``settings`` one by one, so that differences are told by name."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat

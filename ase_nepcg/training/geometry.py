@@ -25,6 +25,11 @@ class Geometry:
     """
 
     def __init__(self, model, targets: Targets, layout: Layout, *, threads: int | None = None, cache_GB: float = 3.0):
+        if targets.species != model.species:
+            raise TargetError(
+                f"the model is for the species {', '.join(model.species)}, the frames were taken for "
+                f"{', '.join(targets.species)}"
+            )
         self.layout = layout
         self.threads = threads or default_threads()
         self.n_types = model.n_types

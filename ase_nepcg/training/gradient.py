@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import NepCGError
 
-__all__ = ["Adam", "LBFGS", "OptimizerError"]
+__all__ = ["LBFGS", "Adam", "OptimizerError"]
 
 
 class OptimizerError(NepCGError, ArithmeticError):
@@ -95,7 +95,7 @@ class LBFGS:
         s, y = step * d, gradient - self.gradient
         self.z, self.value, self.gradient = self.z + s, value, gradient
         if s @ y > 1e-12 * np.linalg.norm(s) * np.linalg.norm(y):
-            self._pairs = [*self._pairs[-(self.memory - 1) :], (s, y)]
+            self._pairs = [*self._pairs, (s, y)][-self.memory :]
         return True
 
     def _line_search(self, d, slope: float, step: float):

@@ -8,7 +8,7 @@ For channel t (frames with a site of type t; t = T: all frames), z the parameter
     R_V^2 = sum_s w^2 (sum_diag d^2 + lambda_shear^2 sum_off d^2) / (6 n_t^V)
     L1_t = lambda_1 sum |z| / M_t,  L2_t = lambda_2 sqrt(sum z^2 / M_t),  M_t = N_par/T, M_T = N_par
 
-L1 and L2 of channel t < T are over the parameters of type t, of channel T over all but the shared ones. The shift is
+L1 and L2 of channel t < T are over the parameters of type t, of channel T over all but the common bias. The shift is
 that of all frames in every channel. With ``weighting="errorbars"`` the squared errors of forces and virials are
 multiplied by ``<sigma^2> / sigma^2`` of the component, where ``<1/sigma^2>^-1 = <sigma^2>`` is the harmonic mean: the
 best linear weights for independent errors, with a mean of 1.
@@ -26,7 +26,17 @@ import numpy as np
 from ..errors import NepCGError
 from .targets import Targets
 
-__all__ = ["GPA", "LossError", "LossSettings", "Predictions", "Terms", "noise_report", "regularisation", "rmse"]
+__all__ = [
+    "GPA",
+    "LossError",
+    "LossSettings",
+    "Predictions",
+    "Terms",
+    "noise_report",
+    "regularisation",
+    "regularised",
+    "rmse",
+]
 
 #: eV/Å^3 in GPa, the factor of the trainer's files
 GPA = 160.2177
@@ -71,7 +81,10 @@ class LossSettings:
         if self.weighting not in (None, "errorbars"):
             raise LossError(f"weighting: expected None or 'errorbars', got {self.weighting!r}")
         if self.type_weight is not None:
-            weights = np.asarray(self.type_weight, float)
+            try:
+                weights = np.asarray(self.type_weight, float)
+            except (TypeError, ValueError):
+                weights = np.zeros(0)
             if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
                 raise LossError(f"type_weight: expected numbers >= 0, one per species, got {self.type_weight!r}")
 
@@ -197,16 +210,26 @@ class Terms:
         return a, (site_factor[:, None] * self.force_weights) * (forces - targets.forces), eta
 
 
+def regularised(owners: np.ndarray, n_types: int) -> np.ndarray:
+    """Parameters (n,) bool in L1 and L2 of channel T: all but the common bias; ``owners`` as in
+    ``NEPModel.parameter_blocks``."""
+    chosen = np.ones(len(owners), bool)
+    # last of what all types share: the network of version 3 stands before it
+    chosen[np.flatnonzero(owners == n_types)[-1]] = False
+    return chosen
+
+
 def regularisation(z: np.ndarray, owners: np.ndarray, n_types: int, lambda_1: float, lambda_2: float) -> np.ndarray:
     """L1 and L2 (P, T + 1, 2) of parameter vectors ``z`` (P, n); ``owners`` as in ``NEPModel.parameter_blocks``.
 
-    The network of a version 3 model is shared by all types but regularised in channel T: only the biases are left out.
+    The network of a version 3 model, which is shared by all types, is regularised in channel T.
     """
     n = z.shape[1]
+    owned = [owners == t for t in range(n_types)] + [regularised(owners, n_types)]
     counts = np.append(np.full(n_types, n / n_types), n)
     result = np.zeros((len(z), n_types + 1, 2))
     for t in range(n_types + 1):
-        mine = z[:, owners == t] if t < n_types else z[:, owners < n_types]
+        mine = z[:, owned[t]]
         result[:, t, 0] = lambda_1 * np.abs(mine).sum(axis=1) / counts[t]
         result[:, t, 1] = lambda_2 * np.sqrt((mine**2).sum(axis=1) / counts[t])
     return result

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..errors import ModelError
 from ..potential.simd import aligned_empty
 from ..potential.threads import default_threads, run_chunks
 from .geometry import Geometry
 from .kernels.evaluate import build_descriptors, build_evaluate
 from .kernels.gradient import build_gradient
 from .kernels.layout import Packing
-from .loss import LossSettings, Predictions, Terms, regularisation
+from .loss import LossSettings, Predictions, Terms, regularisation, regularised
 from .predict import predict
 from .targets import TargetError, Targets
 
@@ -47,6 +48,10 @@ class Objective:
         cache_GB: float = 3.0,
         geometry: Geometry | None = None,
     ):
+        if model.neurons2:
+            raise ModelError("neurons: models with two hidden layers can be used, not trained")
+        if model.temperature and targets.temperatures is None:
+            raise TargetError("the model has a temperature input, but the frames were taken without temperatures")
         self.model = model
         self.given = targets
         self.threads = threads or default_threads()
@@ -55,6 +60,7 @@ class Objective:
         layout = self.packing.layout
         self.geometry = geometry or Geometry(model, targets, layout, threads=self.threads, cache_GB=cache_GB)
         self.owners = model.parameter_blocks()[1]
+        self.regularised = regularised(self.owners, model.n_types)
         self.fixed = zbl_predictions(model, targets)
         # what is left for the network to explain
         self.targets = targets if self.fixed is None else _without(targets, self.fixed)
@@ -69,6 +75,10 @@ class Objective:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def _chosen(self, frames) -> np.ndarray:
+        """Numbers of the frames ``frames`` (integers, or a mask; None: all)."""
+        return np.arange(len(self)) if frames is None else np.arange(len(self))[frames]
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
@@ -115,14 +125,14 @@ class Objective:
 
     def predict(self, z: np.ndarray, frames=None) -> Predictions:
         """What the model with parameters ``z`` (n,) says about the frames (None: all), ZBL included."""
-        frames = np.arange(len(self)) if frames is None else np.asarray(frames)
+        frames = self._chosen(frames)
         energies, _, virials, forces = self._run(z[None], frames, True)
         return self._complete(Predictions(energies[0], forces, virials[0]))
 
     def evaluate(self, z: np.ndarray, frames=None):
         """Terms (5,) of the loss of all ``frames`` (None: all) as in :meth:`losses`, the shift (eV/atom), and the
         predictions."""
-        frames = np.arange(len(self)) if frames is None else np.asarray(frames)
+        frames = self._chosen(frames)
         energies, errors, virials, forces = self._run(z[None], frames, True)
         squares = self.terms.squares(energies, errors, virials, frames)[0, -1]
         terms = np.concatenate([np.sqrt(squares) * self.terms.weights, self.regularisation(z[None])[0, -1]])
@@ -137,7 +147,7 @@ class Objective:
     def losses(self, Z: np.ndarray, frames=None) -> np.ndarray:
         """Terms (P, T + 1, 5) of the loss of parameter vectors ``Z`` (P, n) in every channel: lambda_e R_E,
         lambda_f R_F, lambda_v R_V, L1, L2; their sum is the loss. Also the shifts (P,) in eV/atom."""
-        frames = np.arange(len(self)) if frames is None else np.asarray(frames)
+        frames = self._chosen(frames)
         energies, errors, virials, _ = self._run(Z, frames, False)
         squares = self.terms.squares(energies, errors, virials, frames)
         data = np.sqrt(squares) * self.terms.weights
@@ -154,10 +164,10 @@ class Objective:
         """Mean squares (3,) of energy, force and virial errors (channel of all frames) and the gradient (n,) of the
         data part of the loss.
 
-        ``factors`` None: of ``sum_x lambda_x sqrt(squares_x)``; else of ``sum_x factors[x] squares_x`` (for minibatches,
-        whose root mean squares would be biased). A term that is zero has derivative zero.
+        ``factors`` None: of ``sum_x lambda_x sqrt(squares_x)``; else of ``sum_x factors[x] squares_x`` (for
+        minibatches, whose root mean squares would be biased). A term that is zero has derivative zero.
         """
-        frames = np.arange(len(self)) if frames is None else np.asarray(frames)
+        frames = self._chosen(frames)
         energies, errors, virials, forces = self._run(z[None], frames, True)
         squares = self.terms.squares(energies, errors, virials, frames)[0, -1]
         if factors is None:
@@ -208,7 +218,7 @@ class Objective:
     def penalty(self, z: np.ndarray, smoothing: float = 0.0):
         """L1 + L2 of channel T and its gradient (n,)."""
         s, n = self.settings, len(z)
-        mine = self.owners < self.model.n_types
+        mine = self.regularised
         size = np.sqrt(z**2 + smoothing**2)
         l1 = s.lambda_1 * (size - smoothing)[mine].sum() / n
         l2 = s.lambda_2 * np.sqrt((z[mine] ** 2).sum() / n)
@@ -273,9 +283,9 @@ def descriptor_scaler(
         names = descriptor_names(model)
         which = ", ".join(names[i] for i in np.flatnonzero(flat)[:6]) + (" …" if flat.sum() > 6 else "")
         raise ScalerError(
-            f"{flat.sum()} of {len(flat)} descriptor components are the same for all sites of the training set ({which}), "
-            "so that they cannot be scaled: frames are needed in which surroundings differ (not perfect crystals only), "
-            "or a cutoff that reaches neighbours"
+            f"{flat.sum()} of {len(flat)} descriptor components are the same for all sites of the training set "
+            f"({which}), so that they cannot be scaled: frames are needed in which surroundings differ (not perfect "
+            "crystals only), or a cutoff that reaches neighbours"
         )
     return 1 / width
 

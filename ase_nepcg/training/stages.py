@@ -35,20 +35,23 @@ def initial_parameters(model, seed: int) -> np.ndarray:
 
 
 class LBFGSStage:
-    """Full-batch L-BFGS on the loss."""
+    """Full-batch L-BFGS on the loss; ``frozen`` (n,) truth values: parameters that keep their start."""
 
     name = "lbfgs"
     mu = sigma = frames = None
 
-    def __init__(self, objective: Objective, z, *, seed: int, steps: int, state=None, **_):
+    def __init__(self, objective: Objective, z, *, seed: int, steps: int, frozen=None, state=None, **_):
         self.step = 0
         self._values = []
         if state is not None:
-            header, arrays = state
+            header, _ = state
             self.step, self._values = header["step"], list(header["values"])
-        self._search = LBFGS(
-            lambda z: objective.loss_and_gradient(z, SMOOTHING), z, state=None if state is None else state[1]
-        )
+
+        def function(z):
+            value, gradient = objective.loss_and_gradient(z, SMOOTHING)
+            return value, _without(gradient, frozen)
+
+        self._search = LBFGS(function, z, state=None if state is None else state[1])
         self.others = {}
 
     @property
@@ -79,9 +82,10 @@ class AdamStage:
     KEEP = 0.9
 
     def __init__(
-        self, objective: Objective, z, *, seed: int, steps: int, batch=None, learning_rate=1e-2, state=None, **_
-    ):
-        self._objective, self._seed = objective, seed
+        self, objective: Objective, z, *, seed: int, steps: int, batch=None, learning_rate=1e-2, frozen=None,
+        state=None, **_,
+    ):  # fmt: skip
+        self._objective, self._seed, self._frozen = objective, seed, frozen
         n = len(objective)
         sites = objective.targets.n_sites.mean()
         self._batch = min(n, batch or max(1, round(_SITES_PER_BATCH / sites)))
@@ -91,7 +95,7 @@ class AdamStage:
         if state is None:
             self._adam = Adam(z, **settings)
         else:
-            header, arrays = state
+            _, arrays = state
             self._adam = Adam(None, **settings, state=arrays)
             self._average = arrays["average"].copy() if len(arrays["average"]) else None
         self.others = {}
@@ -123,7 +127,7 @@ class AdamStage:
         keep = self.KEEP ** (1 / self._per_epoch)
         self._average = keep * self._average + (1 - keep) * squares
         self.others = {"learning_rate": self._adam.learning_rate}
-        self._adam.step(gradient + objective.penalty(z, SMOOTHING)[1])
+        self._adam.step(_without(gradient + objective.penalty(z, SMOOTHING)[1], self._frozen))
         return True
 
     def state(self):
@@ -137,8 +141,8 @@ class SnesStage:
     name = "snes"
 
     def __init__(
-        self, objective: Objective, z, *, seed: int, steps: int, batch=None, full_batch=False, population=50, sigma0=0.1,
-        mu=None, sigma=None, frozen=None, state=None, **_,
+        self, objective: Objective, z, *, seed: int, steps: int, batch=None, full_batch=False, population=50,
+        sigma0=0.1, mu=None, sigma=None, frozen=None, state=None, **_,
     ):  # fmt: skip
         self._objective, self._full = objective, full_batch
         targets = objective.given
@@ -203,6 +207,10 @@ class SnesStage:
     def state(self):
         header, arrays = self._snes.state()
         return header, arrays | {"elite": self.z}
+
+
+def _without(gradient: np.ndarray, frozen) -> np.ndarray:
+    return gradient if frozen is None else np.where(frozen, 0.0, gradient)
 
 
 STAGES = {stage.name: stage for stage in (LBFGSStage, AdamStage, SnesStage)}

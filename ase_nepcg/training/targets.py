@@ -13,7 +13,7 @@ from ..labels import get_labels
 __all__ = ["VOIGT", "TargetError", "Targets", "species_of"]
 
 #: components of a 3x3 tensor in the order of the trainer's files, xx yy zz xy yz zx: the lower of each pair of halves
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 0), (2, 1), (0, 2))
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 0), (2, 1), (2, 0))
 
 
 class TargetError(DatasetError):
@@ -60,8 +60,8 @@ class Targets:
         return slice(self.first[frame], self.first[frame + 1])
 
     def select(self, indices) -> Targets:
-        """The frames ``indices``, in that order."""
-        indices = np.asarray(indices, int)
+        """The frames ``indices`` (integers, or a mask), in that order."""
+        indices = np.arange(len(self))[indices]
         sites = np.concatenate([np.arange(self.first[s], self.first[s + 1]) for s in indices])
         values = {}
         for field in fields(self):
@@ -95,7 +95,8 @@ class Targets:
             return np.array([frame[name] for frame in per_frame])
 
         def joined(name):
-            return np.concatenate([frame[name] for frame in per_frame])
+            # of Fortran-ordered arrays numpy makes another one, and kernels want rows
+            return np.ascontiguousarray(np.concatenate([frame[name] for frame in per_frame]))
 
         def known(array):
             return None if np.isnan(array).all() else array

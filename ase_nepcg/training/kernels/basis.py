@@ -27,6 +27,7 @@ from ...potential.invariants import legendre_tables
 from ...potential.linear import row_sums
 from ...potential.nep import inlined
 from ...potential.simd import LANES, advance, fetch_add, lanes, padded, pointer, store, where
+from .called import called
 from .layout import HEAD, Layout
 
 __all__ = ["build_fill", "collect_pairs", "count_pairs", "fill_functions"]
@@ -98,6 +99,7 @@ def collect_pairs(
     return bad
 
 
+@functools.cache
 def fill_functions(layout: Layout):
     """The function that computes the basis of one site."""
     shape = layout.shape
@@ -228,7 +230,7 @@ def fill_functions(layout: Layout):
         rec[first + 2 * LMP + lm] = (gy - along * uy) * inverse_r
         rec[first + 3 * LMP + lm] = (gz - along * uz) * inverse_r
 
-    @inlined
+    @called(layout)
     def fill(
         T, a, n_local, present, cutoffs, radial_x, block, radial_end, angular_x, pair, angular_end, basis, polynomials,
         functions,

@@ -1,7 +1,7 @@
 """Where the training kernels find their numbers: packed parameters, the basis of a site, the workspace of a thread.
 
-The parameters of type a are one row of vectors, in the order ``w0`` (D rows of neurons), ``b0``, ``w1``, the two biases,
-``c_radial`` (neighbour type, k, n), ``c_angular`` (likewise), each last axis padded to whole vectors. A gradient has
+The parameters of type a are one row of vectors, in the order ``w0`` (D rows of neurons), ``b0``, ``w1``, the two
+biases, ``c_radial`` (neighbour type, k, n), ``c_angular`` (likewise), each last axis padded to whole vectors. A gradient has
 the same layout.
 """
 
@@ -104,7 +104,7 @@ class Packing:
         self._source, self._factor = self.source[self._used], self.factor[self._used]
 
     def pack(self, z: np.ndarray, out: np.ndarray) -> None:
-        """Rows of kernels ``out`` (..., size) from parameter vectors ``z`` (..., n_parameters); padding is left alone."""
+        """Rows of kernels ``out`` (..., size) from parameter vectors ``z`` (..., n_parameters); padding is left."""
         out[..., self._used] = z[..., self._source] * self._factor
 
     def unpack_gradient(self, packed: np.ndarray) -> np.ndarray:

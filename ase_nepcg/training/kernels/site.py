@@ -20,6 +20,7 @@ With ``h' = 1 - h^2`` the network gives ``dG/dw1 = a h - h' zd``, ``dG/dz = a w1
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from ...potential.invariants import QUARTIC, cubic_terms, three_body_weights
 from ...potential.linear import columns_product, matvec, row_dots, rows_product
 from ...potential.nep import inlined
 from ...potential.simd import LANES, lanes, load, splat, store, vsum
+from .called import called
 from .layout import Layout
 
 __all__ = ["SiteFunctions", "site_functions"]
@@ -47,6 +49,7 @@ class SiteFunctions(NamedTuple):
     coefficient_gradient: object
 
 
+@functools.cache
 def site_functions(layout: Layout) -> SiteFunctions:
     """The functions of one site for models of this layout."""
     shape = layout.shape
@@ -85,7 +88,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
             for g in range(NG):
                 columns_product(Aa, t * KA * LMP, LMP, KA, v_w, angular + g, NG, LM, v_s, g, NG)
 
-    @inlined
+    @called(layout)
     def descriptor(weights, base, at, n_local, present, Ar, Aa, q, s):
         """``q`` and ``s``."""
         contract(weights, base, at, n_local, present, Ar, Aa, q, s)
@@ -109,7 +112,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
                             value += cubic_c[m] * (v_s[i] * v_s[j] * v_s[k])
                 store(q, NR + block * NA + n * LANES, value)
 
-    @inlined
+    @called(layout)
     def tangent(weights, base, at, n_local, present, Ard, Aad, s, qd, sd):
         """``qd`` and ``sd`` from the tangents of A."""
         contract(weights, base, at, n_local, present, Ard, Aad, qd, sd)
@@ -135,7 +138,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
                             value += cubic_c[m] * (v_d[i] * sj * sk + si * (v_d[j] * sk + sj * v_d[k]))
                 store(qd, NR + block * NA + n * LANES, value)
 
-    @inlined
+    @called(layout)
     def network(weights, base, at, q, h, y, P):
         """Site energy, hidden layer, ``y = w1 h'`` and ``P``. Padded neurons have zero weights."""
         v_w0 = lanes(weights, base)
@@ -154,7 +157,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
             store(P, d, row_dots(v_y, 0, 1, v_w0, d * NV, 1, NV, NV))
         return vsum(U) - weights[base + at[3]] - weights[base + at[3] + 1]
 
-    @inlined
+    @called(layout)
     def adjoint(s, P, S):
         """``S = sum P dq/ds`` (lanes: n)."""
         v_s, v_S = lanes(s, 0), lanes(S, 0)
@@ -202,7 +205,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
                 v_V[j] += r * (di * sk + si * dk)
                 v_V[k] += r * (di * sj + si * dj)
 
-    @inlined
+    @called(layout)
     def derivatives_of_sums(weights, base, at, n_local, present, P, S, transposed, Br, Ba):
         """``Br[t KR + k] = sum_n c P`` and ``Ba[t KA + k, lm] = sum_n c S``."""
         v_w, v_P, v_S, v_B = lanes(weights, 0), lanes(P, 0), lanes(transposed, 0), lanes(Ba, 0)
@@ -220,7 +223,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
                     v_B[(t * KA + k) * LMV + v] = 0.0
                 matvec(v_S, 0, weights, angular + k * NAP, NA, lanes(Ba, (t * KA + k) * LMP), LMV)
 
-    @inlined
+    @called(layout)
     def network_gradient(weights, grad, base, at, a, q, qd, h, zd, alpha, Q):
         """Adds ``dG/d(w0, b0, w1, b1)`` to ``grad``; ``Q``."""
         v_w0, v_w1 = lanes(weights, base), lanes(weights, base + at[2])
@@ -244,7 +247,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
         grad[base + at[3]] -= a
         grad[base + at[3] + 1] -= a
 
-    @inlined
+    @called(layout)
     def coefficient_gradient(grad, base, at, n_local, present, Ar, Aa, Ard, Aad, s, sd, S, P, Q, R, V):
         """Adds ``dG/dc`` to ``grad``; needs ``S`` for ``N = -S``, which is made in place, as is ``R = -P``."""
         g = lanes(grad, 0)

@@ -1,0 +1,97 @@
+"""Mean forces by replica exchange: for what surrounds held beads like a glass.
+
+Molecules that cannot move can hardly turn either. In water at 300 K with every centre of mass held, hydrogen bonds keep
+the network they had at the start for much longer than tens of picoseconds: an average over such a run belongs to that
+network, and its error bar cannot know of the others. Copies of the configuration at higher temperatures do change
+networks and hand them down: copies i and j at temperatures T_i and T_j exchange what they have with probability
+
+    min(1, exp((1/kT_i - 1/kT_j) (U_i - U_j)))
+
+and velocities are scaled by the square root of the ratio of the temperatures, which leaves every copy in its canonical
+ensemble (Sugita and Okamoto, Chem. Phys. Lett. 314, 141 (1999)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .sampler import Sampler, SamplingError, Settings
+
+__all__ = ["sample_tempered"]
+
+
+def sample_tempered(
+    atoms, mapping, *, temperature_K, highest_K, replicas, time_ps, exchange_ps=0.1, equilibration_ps=5.0, timestep_fs=0.5,
+    friction_per_fs=0.01, interval=1, seed=0, progress=True,
+):  # fmt: skip
+    """Average the forces on the beads of ``atoms`` over what replica exchange finds.
+
+    ``replicas`` copies run at temperatures from ``temperature_K`` to ``highest_K`` in equal ratios (ratios of 1.08 suit
+    64 water molecules: the energies of neighbours must overlap), for ``time_ps`` each after ``equilibration_ps``, and
+    neighbours try to exchange every ``exchange_ps``. The other arguments are those of
+    :func:`~ase_nepcg.sample_mean_force`. Returns its :class:`~ase_nepcg.MeanForce`, of the coldest copy, and the
+    fraction of accepted exchanges (replicas - 1,).
+
+    Error bars come from the sequence of samples of the coldest copy, exchanges included. Costs ``replicas`` times as
+    much as a plain run of the same length. No checkpoints.
+    """
+    from tqdm import tqdm
+
+    from .core import collect
+
+    if replicas < 2 or not highest_K > temperature_K > 0:
+        raise SamplingError(
+            f"expected at least 2 replicas and highest_K > temperature_K > 0, got {replicas}, {highest_K!r} and "
+            f"{temperature_K!r}"
+        )
+    temperatures = np.geomspace(temperature_K, highest_K, replicas)
+    samplers = []
+    for number, kelvin in enumerate(temperatures):
+        settings = Settings(
+            temperature_K=float(kelvin), timestep_fs=timestep_fs, ensemble="nvt", friction_per_fs=friction_per_fs,
+            equilibration_ps=equilibration_ps, interval=interval, thermal_response=False, seed=seed * replicas + number,
+        )  # fmt: skip
+        samplers.append(Sampler(atoms, mapping, settings))
+    coldest = samplers[0]
+    steps = {name: coldest.settings.steps(value) for name, value in (("equilibration", equilibration_ps),)}
+    steps["exchange"] = max(1, coldest.settings.steps(exchange_ps))
+    last = steps["equilibration"] + coldest.settings.steps(time_ps)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4,)))
+    tried, accepted = np.zeros(replicas - 1), np.zeros(replicas - 1)
+    turn = 0
+    silent = tqdm(disable=True)
+    with tqdm(total=last, unit="step", desc="replica exchange", disable=None if progress else True) as bar:
+        while coldest.held.step < last:
+            here = coldest.held.step
+            edge = steps["equilibration"] if here < steps["equilibration"] else last
+            target = min(here + steps["exchange"], edge)
+            for sampler in samplers:
+                sampler._advance(target, silent)
+            bar.update(target - here)
+            for i in range(turn % 2, replicas - 1, 2):
+                tried[i] += 1
+                if _exchange(samplers[i], samplers[i + 1], rng):
+                    accepted[i] += 1
+            turn += 1
+            if target == steps["equilibration"]:
+                for sampler in samplers:
+                    sampler._start_production()
+    return collect(coldest), accepted / np.maximum(tried, 1)
+
+
+def _exchange(cold: Sampler, warm: Sampler, rng) -> bool:
+    """Try to exchange the states of two copies."""
+    a, b = cold.held, warm.held
+    energies = [run.y[-2] + run.reference for run in (a, b)]
+    if rng.random() >= math.exp(min(0.0, (1 / a.kT - 1 / b.kT) * (energies[0] - energies[1]))):
+        return False
+    factor = math.sqrt(a.kT / b.kT)
+    a.v[:], b.v[:] = b.v * factor, a.v / factor
+    for name in ("x", "f", "virial"):
+        one, other = getattr(a, name), getattr(b, name)
+        one[:], other[:] = other.copy(), one.copy()
+    for run, own, foreign in ((a, 0, 1), (b, 1, 0)):
+        run.y[-2] += energies[foreign] - energies[own]
+    return True
