@@ -647,7 +647,7 @@ def foreign_label(frame):
 
 
 def same_place(frame):
-    frame.positions[2] = frame.positions[0]
+    frame.positions[2] = frame.positions[0] + frame.cell[1] - 2 * frame.cell[2]
 
 
 def open_direction(frame):

@@ -57,7 +57,7 @@ def build(name, n_frames=7, **keywords):
     """Model, frames and objective of a case."""
     shape, changes, settings, kinds = (CASES | WITH_ERRORS)[name]
     model = shapes.make_model(shape, **changes)
-    frames = shapes.make_frames(model, n_frames, **kinds)
+    frames = shapes.make_frames(model, n_frames, sites=(3, 5), **kinds)
     return model, frames, shapes.make_objective(model, frames, settings, **keywords)
 
 
@@ -82,25 +82,29 @@ def twin_predictions(model, frames) -> Predictions:
 # ---- the loss --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", [None, [0, 3, 4]])
 @pytest.mark.parametrize("name", CASES)
-def test_all_terms_in_all_channels(name, chosen):
-    model, frames, objective = build(name)
-    some = frames if chosen is None else [frames[s] for s in chosen]
+def test_predictions_and_all_terms_in_all_channels(name):
+    model, frames, objective = build(name, 6)
+    # not the parameters that the model has
+    Z = some_vectors(model)[1:]
+    predicted = twin.predict(model.with_parameters(Z[0]), frames)
+    energies, forces, virials = predicted
+    expected = Predictions(np.array(energies), np.concatenate(forces), np.array(virials))
+    assert_close(objective.predict(Z[0]), expected)
+
     settings = {key: getattr(objective.settings, key) for key in twin.SETTINGS}
-    Z = some_vectors(model)
-    losses, shifts = objective.losses(Z, chosen)
-    assert losses.shape == (3, model.n_types + 1, 5)
     weights = [*objective.terms.weights, 1.0, 1.0]
-    for p, z in enumerate(Z):
-        expected = twin.loss(model.with_parameters(z), some, settings)
+    for chosen in (None, [0, 3, 4], [5]):
+        numbers = range(6) if chosen is None else chosen
+        losses, shifts = objective.losses(Z, chosen)
+        assert losses.shape == (2, model.n_types + 1, 5)
+        some, of_frames = [frames[s] for s in numbers], [[values[s] for s in numbers] for values in predicted]
+        slow = twin.loss(model.with_parameters(Z[0]), some, settings, of_frames)
         for term, key in enumerate(("energy", "force", "virial", "l1", "l2")):
-            factor = weights[term]
-            np.testing.assert_allclose(
-                losses[p, :, term], factor * np.array(expected[key]), rtol=1e-10, atol=1e-13, err_msg=key
-            )
-        np.testing.assert_allclose(losses[p].sum(axis=1), expected["total"], rtol=1e-10)
-        assert shifts[p] == pytest.approx(expected["shift"], rel=1e-10, abs=1e-13)
+            of_channels = weights[term] * np.array(slow[key])
+            np.testing.assert_allclose(losses[0, :, term], of_channels, rtol=1e-10, atol=1e-13, err_msg=key)
+        np.testing.assert_allclose(losses[0].sum(axis=1), slow["total"], rtol=1e-10)
+        assert shifts[0] == pytest.approx(slow["shift"], rel=1e-10, abs=1e-13)
 
 
 def test_a_type_that_no_frame_has():
@@ -183,16 +187,7 @@ def test_frames_may_be_a_mask_and_have_any_order():
 # ---- predictions -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_predictions_are_those_of_plain_numpy(name):
-    model, frames, objective = build(name, 4)
-    z = some_vectors(model)[1]
-    assert_close(objective.predict(z), twin_predictions(model.with_parameters(z), frames))
-
-
-@pytest.mark.parametrize(
-    "name", ["small", "small, zbl", "full, version 5", "thermal, zbl", "thermal, version 3", "wide"]
-)
+@pytest.mark.parametrize("name", ["small, zbl", "full, version 5", "thermal, zbl", "thermal, version 3", "wide"])
 def test_predictions_are_those_of_the_calculator(name):
     model, frames, objective = build(name, 4)
     t = objective.given
@@ -263,11 +258,13 @@ def compare_blocks(model, z, gradient, value, most, tolerance=1e-6):
         expected = differences(value, z, indices)
         scale = np.abs(gradient[part]).max()
         error = np.abs(gradient[indices] - expected).max()
-        assert error <= max(tolerance * scale, 1e-11 * np.abs(gradient).max()), f"{name}: {error:g} of {scale:g}"
+        assert error <= max(tolerance * scale, 1e-11 * np.abs(gradient).max(), 1e-20), f"{name}: {error:g} of {scale:g}"
 
 
 def check_gradient(objective, model, most=20):
+    # none so near to zero that a difference crosses the kink of L1
     z = model.parameters()
+    z += 0.01 * np.sign(z)
     value, gradient = objective.loss_and_gradient(z)
     assert np.isfinite(gradient).all()
     losses, _ = objective.losses(z[None])
@@ -401,7 +398,7 @@ def assert_same_bits(a, b):
 
 @pytest.mark.parametrize("name", ["full", "thermal", "wide"])
 def test_basis_from_memory_or_computed_again(name):
-    model, frames, objective = build(name)
+    model, _, objective = build(name)
     Z = some_vectors(model)
     expected = everything(objective, Z)
     total = objective.geometry.basis.size
@@ -417,12 +414,11 @@ def test_basis_from_memory_or_computed_again(name):
 def test_number_of_threads(name):
     # more than one chunk of the gradient, and more than one group of vectors
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         model, _, objective = build(name, 12, threads=threads)
         results.append(everything(objective, some_vectors(model, 13)))
         assert len(objective.geometry.partition(objective.geometry.sites_of(range(12)))[0]) > 3
-    assert_same_bits(results[1], results[0])
-    assert_same_bits(results[2], results[0])
+    assert_same_bits(*results)
 
 
 @pytest.mark.parametrize("name", ["full", "thermal", "wide"])
@@ -460,7 +456,7 @@ def test_own_parameters_of_the_model_do_not_matter():
 
 
 def test_geometry_may_be_shared():
-    model, frames, objective = build("full")
+    model, _, objective = build("full")
     other = Objective(model, objective.given, objective.settings, threads=1, geometry=objective.geometry)
     assert other.geometry is objective.geometry
     Z = some_vectors(model)
@@ -519,13 +515,25 @@ def test_scaler_depends_on_hyperparameters_and_geometry_only():
 
 def test_crystals_cannot_be_scaled():
     model = shapes.make_model("small")
-    crystal = bulk("O", "fcc", a=4.2, cubic=True)
-    crystal.calc = FrameCalculator(crystal, forces=np.zeros((4, 3)))
-    with pytest.raises(
-        ScalerError, match=r"11 of 11 .* \(radial n=0, radial n=1, radial n=2, l=1 n=0, .* …\)"
-    ) as error:
-        descriptor_scaler(model, shapes.make_targets(model, [crystal]))
+    atoms = bulk("O", "fcc", a=4.2, cubic=True)
+    atoms.calc = FrameCalculator(atoms, forces=np.zeros((4, 3)))
+    with pytest.raises(ScalerError, match=r"^11 of 11 .* \(radial n=0, radial n=1, .* …\)") as error:
+        descriptor_scaler(model, shapes.make_targets(model, [atoms]))
     assert isinstance(error.value, TargetError)
+
+
+@pytest.mark.parametrize(("lattice", "n_blocks"), [("fcc", 9), ("diamond", 8)])
+def test_components_that_vanish_by_symmetry_are_found_under_their_rounding_errors(lattice, n_blocks):
+    """Cubic crystals of different densities: of ten blocks that of l=4 varies, in diamond that of l=3 too."""
+    model = shapes.make_model("full", species=("O",), cutoff=(5.0, 4.0))
+    frames = []
+    for stretch in (1.0, 1.02, 1.04):
+        atoms = bulk("O", lattice, a=stretch * {"fcc": 4.0, "diamond": 5.2}[lattice], cubic=True)
+        atoms.calc = FrameCalculator(atoms, forces=np.zeros((len(atoms), 3)))
+        frames.append(atoms)
+    # three components each
+    with pytest.raises(ScalerError, match=f"^{3 * n_blocks} of 32 descriptor components"):
+        descriptor_scaler(model, shapes.make_targets(model, frames))
 
 
 def test_components_that_do_not_vary_are_named():
@@ -611,7 +619,7 @@ def test_frames_for_other_species():
 def test_coinciding_sites_are_named():
     model = shapes.make_model("small", zbl=ZBL(0.6, 1.2))
     frames = [shapes.bare_frame("OO", [[0, 0, 0], [d, 0, 0]]) for d in (1.0, 1.1, 0.0)]
-    with pytest.raises(TargetError, match="frame 2: .*same place"):
+    with pytest.raises(TargetError, match=r"^frame 2: .*same place"):
         shapes.make_objective(model, frames)
 
 

@@ -23,8 +23,8 @@ __all__ = ["sample_tempered"]
 
 
 def sample_tempered(
-    atoms, mapping, *, temperature_K, highest_K, replicas, time_ps, exchange_ps=0.1, equilibration_ps=5.0, timestep_fs=0.5,
-    friction_per_fs=0.01, interval=1, seed=0, progress=True,
+    atoms, mapping, *, temperature_K, highest_K, replicas, time_ps, exchange_ps=0.1, equilibration_ps=5.0,
+    timestep_fs=0.5, friction_per_fs=0.01, interval=1, seed=0, progress=True,
 ):  # fmt: skip
     """Average the forces on the beads of ``atoms`` over what replica exchange finds.
 

@@ -42,7 +42,6 @@ import numpy as np
 from ..checkpoint import CheckpointError
 from ..dataset import DatasetError, read_dataset
 from ..labels import get_labels
-from ..lint.shape import near_pairs
 from ..model import NEPModel
 from ..nepfile import read_restart, write_atomically, write_restart
 from .core import POLISH_SIGMA, STEPS, Training, TrainingError, check_count, chosen_optimizer, run_training
@@ -59,8 +58,8 @@ __all__ = ["CHECKPOINT", "FolderRun", "checked_targets", "train_folder"]
 CHECKPOINT = "nepcg.checkpoint.npz"
 _PREDICTION_INTERVAL = 1000  # generations between …_train.out
 _GRADIENT_INTERVAL = 10
-# sites that are nearer, in Å, are at the same place
-_SAME_PLACE = 1e-6
+# of fractional coordinates that are compared
+_DIGITS = 9
 # keywords that an optimiser has no use for
 _IGNORED = {"snes": (), "adam": ("generation", "population", "sigma0")}
 _IGNORED["lbfgs"] = ("generation", "batch", "population", "sigma0")
@@ -219,14 +218,27 @@ def checked_targets(path, frames, species, *, temperature: bool = False, remedy:
                 )
         targets = Targets.from_frames(frames, species, temperature=temperature)
         for k, atoms in enumerate(frames):
-            i, j, _ = near_pairs(atoms.positions, atoms.cell.array, atoms.pbc, _SAME_PLACE)
-            if len(i):
-                raise TargetError(f"sites {min(i[0], j[0])} and {max(i[0], j[0])} are at the same place", frame=k)
+            pair = _at_the_same_place(atoms)
+            if pair is not None:
+                raise TargetError("sites {} and {} are at the same place".format(*pair), frame=k)
     except DatasetError as error:
         message = str(error).removeprefix(f"frame {error.frame}: ")
         line = None if error.frame is None else int(begins[error.frame])
         raise TargetError(message, path, error.frame, line) from error
     return targets
+
+
+def _at_the_same_place(atoms) -> tuple[int, int] | None:
+    """Two sites with equal coordinates, up to lattice vectors and rounding."""
+    fractions = atoms.cell.complete().scaled_positions(atoms.positions)
+    fractions[:, atoms.pbc] %= 1.0
+    fractions = np.round(fractions, _DIGITS)
+    # some have been rounded up to 1
+    fractions[:, atoms.pbc] %= 1.0
+    _, first, group = np.unique(fractions, axis=0, return_index=True, return_inverse=True)
+    first = first[group.ravel()]
+    repeated = np.flatnonzero(first != np.arange(len(atoms)))
+    return (int(first[repeated[0]]), int(repeated[0])) if len(repeated) else None
 
 
 def _read_targets(path: Path, settings: NepInput, tell) -> Targets:

@@ -278,7 +278,7 @@ def descriptor_scaler(
     if model.temperature:
         width[-1] = 1 / TEMPERATURE_SCALE
         high[-1] = low[-1] = 0.0
-    flat = ~(width > 1e-10 * np.maximum(np.abs(high), np.abs(low)))
+    flat = ~(width > np.maximum(1e-10 * np.maximum(np.abs(high), np.abs(low)), _rounding_errors(model, high)))
     if flat.any():
         names = descriptor_names(model)
         which = ", ".join(names[i] for i in np.flatnonzero(flat)[:6]) + (" …" if flat.sum() > 6 else "")
@@ -288,6 +288,20 @@ def descriptor_scaler(
             "crystals only), or a cutoff that reaches neighbours"
         )
     return 1 / width
+
+
+def _rounding_errors(model, high) -> np.ndarray:
+    """How large (D,) a component that vanishes by symmetry may be, from the largest values of all components.
+
+    A component of order p in the sums over neighbours has errors of about 1e-16 times the p-th power of their size.
+    """
+    radial, angular = model.n_components
+    order = np.arange(1, model.l_max + 1)
+    squares = 4 * np.pi / (2 * order[:, None] + 1) * high[radial:][: model.l_max * angular].reshape(-1, angular)
+    # in a cubic crystal all of these may vanish
+    size = max(np.sqrt(squares.max()), 1e-3 * high[:radial].max())
+    powers = np.repeat([2] * model.l_max + [len(name) - 1 for name in model.many_body], angular)
+    return np.concatenate([np.zeros(radial), 1e-14 * size**powers, [0.0] * model.temperature])
 
 
 def descriptor_names(model) -> list[str]:

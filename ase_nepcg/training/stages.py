@@ -10,6 +10,7 @@ import numpy as np
 
 from .files import batches
 from .gradient import LBFGS, Adam
+from .loss import LossError
 from .objective import Objective
 from .snes import Snes
 
@@ -88,7 +89,12 @@ class AdamStage:
         self._objective, self._seed, self._frozen = objective, seed, frozen
         n = len(objective)
         sites = objective.targets.n_sites.mean()
-        self._batch = min(n, batch or max(1, round(_SITES_PER_BATCH / sites)))
+        self._batch = min(n, batch or max(2, round(_SITES_PER_BATCH / sites)))
+        if self._batch == 1 < np.count_nonzero(objective.targets.energy_weights) and objective.settings.lambda_e > 0:
+            raise LossError(
+                "batch: expected at least 2 frames for Adam, got 1: the mean energy error of a batch is taken off, so "
+                "that single frames say nothing about energies. Give a larger batch, or lambda_e=0"
+            )
         self._per_epoch = -(-n // self._batch)
         settings = {"steps": steps, "warmup": min(self._per_epoch, max(1, steps // 10)), "high": learning_rate}
         self._average = None

@@ -1,8 +1,8 @@
 """Where the training kernels find their numbers: packed parameters, the basis of a site, the workspace of a thread.
 
 The parameters of type a are one row of vectors, in the order ``w0`` (D rows of neurons), ``b0``, ``w1``, the two
-biases, ``c_radial`` (neighbour type, k, n), ``c_angular`` (likewise), each last axis padded to whole vectors. A gradient has
-the same layout.
+biases, ``c_radial`` (neighbour type, k, n), ``c_angular`` (likewise), each last axis padded to whole vectors. So are
+the numbers of a gradient.
 """
 
 from __future__ import annotations
