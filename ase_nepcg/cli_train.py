@@ -113,6 +113,7 @@ class Train:
         began = time.monotonic()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.filterwarnings("always", "repulsive baseline: ", UserWarning)
             if os.path.isdir(args.source):
                 return _train_folder(args, began)
             return _train_frames(args, began)

@@ -1,9 +1,10 @@
-"""The embedded model is what its recipe makes."""
+"""The embedded model is what its recipe makes, the embedded frames are what their description says."""
 
 import numpy as np
 
-from ase_nepcg import NEPModel
-from ase_nepcg.data import WATER_BEAD, make_water_bead, water_beads
+from ase_nepcg import NEPModel, read_dataset
+from ase_nepcg.data import WATER_BEAD, WATER_FRAMES, make_water_bead, water_beads
+from ase_nepcg.dataset import validate
 
 
 def test_embedded_model_is_reproduced_by_its_recipe():
@@ -15,3 +16,14 @@ def test_water_beads_have_the_density_of_water():
     assert len(atoms) == 64
     assert np.isclose(atoms.get_masses().sum() / atoms.get_volume() / 0.602214, 0.997, rtol=1e-6)
     assert set(atoms.arrays["bead"]) == {"WAT"}
+
+
+def test_embedded_frames_are_mean_forces_of_water():
+    frames = read_dataset(WATER_FRAMES)
+    assert validate(frames) == []
+    assert [len(frame) for frame in frames] == [64] * 20
+    assert len({frame.info["pressure_GPa"] for frame in frames}) == 10
+    errors = np.array([frame.arrays["force_errors"] for frame in frames])
+    assert np.isclose(np.sqrt((errors**2).mean()), 0.007, atol=0.0005)
+    density = [frame.get_masses().sum() / frame.get_volume() / 0.602214 for frame in frames]
+    assert 0.9 < min(density) < max(density) < 1.4

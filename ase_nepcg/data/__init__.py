@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["WATER_BEAD", "make_water_bead", "water_beads"]
+__all__ = ["WATER_BEAD", "WATER_FRAMES", "make_water_bead", "water_beads"]
 
 #: one-type bead model: one bead per water molecule (random parameters, no physics)
 WATER_BEAD = str(Path(__file__).parent / "water_bead_nep4.txt")
+
+#: mean-force frames of water, one bead per molecule (label Ar): 20 x 64 beads, two at each of ten pressures up to 1 GPa
+WATER_FRAMES = str(Path(__file__).parent / "water_frames.xyz.xz")
 
 
 def make_water_bead():
