@@ -30,13 +30,13 @@ _NOT_IN_FOLDERS = ("learning_rate", "polish", "patience", "weighting", "n_models
 class Train:
     """Fit a model to frames with forces (energies, virials), or run a folder as GPUMD's trainer does.
 
-    nepcg train TRAIN.xyz [--test TEST.xyz] [--output FOLDER] [options]
+        nepcg train TRAIN.xyz [--test TEST.xyz] [--output FOLDER] [options]
 
     fits with the exact gradient and writes nep.txt (nep-1.txt … with --n-models), loss.csv and loss.out (the loss and
     its terms), energy_/force_/virial_/stress_train.out and …_test.out (predicted and reference values). With --test the
     model that is best there is kept, and training ends when it gets no better.
 
-    nepcg train FOLDER [--optimizer …] [--steps N]
+        nepcg train FOLDER [--optimizer …] [--steps N]
 
     reads nep.in, train.xyz and, if it is there, test.xyz, trains by the published evolution strategy (SNES) and writes
     the files of GPUMD's nep into the folder. A nep.restart there is the start, as for GPUMD.
@@ -49,7 +49,12 @@ class Train:
     def add_arguments(parser):
         parser.add_argument("source", metavar="TRAIN.xyz|FOLDER", help="frames (extended XYZ), or folder with nep.in")
         run = _adder(parser.add_argument_group("run"))
-        run("--optimizer", type=_optimizer, metavar="NAME", help="gradient (default), lbfgs, adam, snes (of folders)")
+        run(
+            "--optimizer",
+            type=_optimizer,
+            metavar="NAME",
+            help="gradient, lbfgs, adam or snes (default gradient; folders: snes)",
+        )
         run("--steps", type=_count, metavar="N", help="iterations or generations at most (default 1500; snes 100000)")
         run("--seed", type=_from_zero_integer, metavar="N", help="of the random numbers (default: a new one)")
         run("--threads", type=_count, metavar="N", help="threads (default: all cores)")
@@ -93,8 +98,8 @@ class Train:
             loss(f"--lambda-{name}", type=_from_zero, metavar="X", help=f"weight of {what} (default {default})")
         for name in ("1", "2"):
             loss(f"--lambda-{name}", type=_from_zero, metavar="X", help=f"of the L{name} norm (default by size)")
-        loss("--lambda-shear", type=_from_zero, metavar="X", help="of off-diagonal virials (default 1)")
-        loss("--force-delta", type=_from_zero, metavar="F", help="stress forces below F eV/Å (default off)")
+        loss("--lambda-shear", type=_from_zero, metavar="X", help="factor of off-diagonal virials (default 1)")
+        loss("--force-delta", type=_from_zero, metavar="F", help="give forces below F eV/Å more weight (default off)")
         loss("--type-weight", nargs="+", type=_from_zero, metavar="W", help="of forces, one per label of --species")
         loss("--weighting", type=_weighting, metavar="NAME", help="errorbars: by inverse squares of error bars")
 

@@ -6,6 +6,7 @@ The shape of model is that called "small" in ``training_shapes.py``.
 import importlib.util
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,15 +49,23 @@ TRAIN_FILES = {f"{quantity}_train.out" for quantity in OUT_FILES}
 TEST_FILES = {f"{quantity}_test.out" for quantity in OUT_FILES}
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with frames, and in it one with ``nep.in``."""
+    path = tmp_path_factory.mktemp("inputs")
+    (path / "folder").mkdir()
+    (path / "folder/nep.in").write_text(NEP_IN)
+    write_dataset(path / "frames.xyz", twin.random_frames(1, 7, SPECIES))
+    write_dataset(path / "others.xyz", twin.random_frames(2, 3, SPECIES, errors=True))
+    write_dataset(path / "folder/train.xyz", twin.random_frames(1, 7, SPECIES, errors=True))
+    return path
+
+
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    """A folder with frames, and one with ``nep.in``."""
+def work(inputs, tmp_path, monkeypatch):
+    """A copy of ``inputs``, in which the test runs."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    write_dataset("frames.xyz", twin.random_frames(1, 7, SPECIES))
-    write_dataset("others.xyz", twin.random_frames(2, 3, SPECIES, errors=True))
-    Path("folder").mkdir()
-    Path("folder/nep.in").write_text(NEP_IN)
-    write_dataset("folder/train.xyz", twin.random_frames(1, 7, SPECIES, errors=True))
     return tmp_path
 
 

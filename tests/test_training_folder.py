@@ -6,6 +6,7 @@ One shape of model, that called "small" in ``training_shapes.py``, and "thermal"
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,16 +56,24 @@ def nep_in(**changes) -> str:
     return "".join(f"{name} {value}\n" for name, value in (NEP_IN | changes).items() if value is not None)
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with train.xyz and test.xyz."""
+    path = tmp_path_factory.mktemp("data")
+    write_dataset(path / "train.xyz", twin.random_frames(1, 7, SPECIES, temperatures=True))
+    write_dataset(path / "test.xyz", twin.random_frames(2, 3, SPECIES))
+    return path
+
+
 @pytest.fixture
-def make(tmp_path):
+def make(data, tmp_path):
     """Function: name of a folder, with or without test.xyz, keywords of nep.in -> the folder, with nep.in in it."""
 
     def make(name="a", *, test=False, **changes) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        write_dataset(folder / "train.xyz", twin.random_frames(1, 7, SPECIES, temperatures=True))
-        if test:
-            write_dataset(folder / "test.xyz", twin.random_frames(2, 3, SPECIES))
+        for name in ["train.xyz", "test.xyz"][: 1 + test]:
+            shutil.copy(data / name, folder)
         (folder / "nep.in").write_text(nep_in(**changes))
         return folder
 
@@ -226,13 +235,22 @@ def test_old_models_can_be_evaluated_only(make):
 # ---- going on -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory) -> dict[str, bytes]:
+    """Results of a run that was not broken."""
+    path = tmp_path_factory.mktemp("whole")
+    shutil.copytree(data, path, dirs_exist_ok=True)
+    (path / "nep.in").write_text(nep_in(batch="3"))
+    run(path)
+    return results(path)
+
+
 @pytest.mark.parametrize("step", [10, 30, 40])
 @pytest.mark.parametrize("often", [True, False])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(make, step, often, monkeypatch):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(make, whole_run, step, often, monkeypatch):
     if often:
         monkeypatch.setattr(fit_module, "_CHECKPOINT_INTERVAL", -1.0)
-    whole, folder = (make(name, test=True, batch="3") for name in ("whole", "broken"))
-    run(whole)
+    folder = make(test=True, batch="3")
     with pytest.raises(Killed):
         run(folder, on_report=killed_at(step))
     with open(folder / "loss.out", "a") as file:
@@ -240,7 +258,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(make, step, often, monkeypat
     done, remarks = run(folder)
     assert done.first == (step - 1 if often else 0)
     assert remarks == [f"{folder / CHECKPOINT}: the run goes on after step {done.first}"]
-    assert results(folder) == results(whole)
+    assert results(folder) == whole_run
     assert done.training.history.step.tolist() == [10, 20, 30, 40]
 
 

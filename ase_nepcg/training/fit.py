@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .history import History
-from .loss import rmse
+from .loss import noise_report, rmse
 from .stages import STAGES
 
 __all__ = ["Fit", "Report", "fit", "shifted"]
@@ -31,7 +31,9 @@ class Report(NamedTuple):
     total: float  #: loss with all weights
     l1: float
     l2: float
-    train: dict  #: unweighted RMSE: energy (eV/atom), force (eV/Å), virial (eV/atom), stress (GPa)
+    #: unweighted RMSE: energy (eV/atom), force (eV/Å), virial (eV/atom), stress (GPa); for frames with error bars also
+    #: the noise floor and reduced chi^2 of :func:`~ase_nepcg.training.loss.noise_report`
+    train: dict
     test: dict | None
     model: object  #: NEPModel with the mean energy error taken up by its bias
     mu: np.ndarray | None  #: of SNES
@@ -141,6 +143,8 @@ def _shown(report: Report) -> str:
         if value:
             value, digits = (1e3 * value, 2) if unit == "meV" else (value, 4)
             text += f", {name} {value:.{digits}f} {unit}"
+    if "force_chi2" in report.train:
+        text += f", noise {report.train['force_noise']:.4f}, chi² {report.train['force_chi2']:.3g}"
     return text if report.test is None else text + f", test force {report.test['force']:.4f}"
 
 
@@ -207,14 +211,15 @@ class _Run:
             predictions = type(predictions)(
                 predictions.energies[frames], predictions.forces[sites], predictions.virials[frames]
             )
-        errors = rmse(targets, predictions, shift)
+        noise = noise_report(targets, predictions)
+        errors = rmse(targets, predictions, shift) | noise
         test = None
         self.model = shifted(objective.model, z, shift)
         value = float(terms.sum())
         if self.test is not None:
             # the same parameters as those of the model that is written
             of_test = self.test.predict(self.model.parameters())
-            test = rmse(self.test.given, of_test)
+            test = rmse(self.test.given, of_test) | noise_report(self.test.given, of_test)
             value = float(self.test.terms.weights @ [test[name] for name in ("energy", "force", "virial")])
             if self.patience is not None and value < self.best_value:
                 self.best_value, self.best_z, self.best_step = value, self.model.parameters(), self.done
@@ -222,7 +227,7 @@ class _Run:
             self.done, float(terms.sum()), float(terms[3]), float(terms[4]), errors, test, self.model, self.stage.mu,
             self.stage.sigma, self.seconds, self.stage.others,
         )  # fmt: skip
-        self.history.append(report, **self.stage.others)
+        self.history.append(report, **self.stage.others, **noise)
         return report
 
     def next_stage(self) -> None:

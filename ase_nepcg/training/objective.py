@@ -70,7 +70,7 @@ class Objective:
             self.terms.force_weights = Terms(targets, self.settings).force_weights
         self._evaluate, self._gradient = build_evaluate(layout), build_gradient(layout)
         self._temperatures = np.zeros(len(targets)) if targets.temperatures is None else targets.temperatures
-        self._work = {}
+        self._work, self._room = {}, -1
         self._no_forces = np.zeros((0, 3))
 
     def __len__(self) -> int:
@@ -118,10 +118,10 @@ class Objective:
         return weights
 
     def _workspace(self, sites: int):
-        key = "work", sites
-        if key not in self._work:
-            self._work[key] = self.geometry.workspace(self.threads, sites)
-        return self._work[key]
+        """Memory for the threads, with room for forces on at least ``sites`` sites."""
+        if sites > self._room:
+            self._work["threads"], self._room = self.geometry.workspace(self.threads, sites), sites
+        return self._work["threads"]
 
     def predict(self, z: np.ndarray, frames=None) -> Predictions:
         """What the model with parameters ``z`` (n,) says about the frames (None: all), ZBL included."""
@@ -200,10 +200,10 @@ class Objective:
         return squares, self.packing.unpack_gradient(gradients.sum(axis=0))
 
     def _gradients(self, n: int) -> np.ndarray:
-        key = "gradients", n
-        if key not in self._work:
-            self._work[key] = aligned_empty((n, self.packing.size))
-        return self._work[key]
+        """Memory for the gradients of ``n`` chunks."""
+        if len(self._work.get("gradients", ())) < n:
+            self._work["gradients"] = aligned_empty((n, self.packing.size))
+        return self._work["gradients"][:n]
 
     def loss_and_gradient(self, z: np.ndarray, smoothing: float = 0.0):
         """Loss of all frames (channel T) and its gradient (n,).

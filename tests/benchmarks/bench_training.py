@@ -307,7 +307,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--frames", type=int, default=1000, help="frames of the memory test")
     args = parser.parse_args()
-    args.water_settings, args.lambda_held = {}, None
+    args.water_settings, args.lambda_held = {"lambda_1": 0.01, "lambda_2": 0.01, "lambda_v": 1.0}, None
     wrong = sorted(set(args.parts) - set(PARTS))
     if wrong:
         parser.error(f"unknown part {', '.join(wrong)}; expected {', '.join(PARTS)}")
