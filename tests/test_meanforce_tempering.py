@@ -106,4 +106,16 @@ def test_average_over_both_sides_of_a_barrier(toys, two_wells):
     result, rates = sample_tempered(*make(1), time_ps=60.0, equilibration_ps=3.0, seed=1, **LADDER, **RUN)
     toys.check(result.forces, exact["forces"], result.force_errors, low=0.6, high=1.6)
     toys.check(result.mean_energy, exact["mean_energy"], result.mean_energy_error)
-    print(result, exact['forces'][1::2,0], result.forces[1::2,0], result.force_errors[:,0], rates, result.kinetic_temperature_K,result.kinetic_temperature_error_K,result.mean_energy, exact["mean_energy"],result.mean_energy_error, result.warnings)
+    print(
+        result,
+        exact["forces"][1::2, 0],
+        result.forces[1::2, 0],
+        result.force_errors[:, 0],
+        rates,
+        result.kinetic_temperature_K,
+        result.kinetic_temperature_error_K,
+        result.mean_energy,
+        exact["mean_energy"],
+        result.mean_energy_error,
+        result.warnings,
+    )

@@ -3,9 +3,9 @@
     python tests/benchmarks/make_water_frames.py FOLDER [--data DIR] [--large]
 
 Writes ``train.xyz`` (20 frames of 64 beads, two at each of ten pressures), ``test.xyz`` (6 frames at other pressures)
-and, with ``--large``, ``large.xyz`` (one frame of 512 beads at 0.5 GPa) into FOLDER. ``--data`` is the folder ``models``
-of published models (by default ``shared/data/models`` beside the repository). Interrupted, the same command goes on.
-About 15 minutes on one core, with ``--large`` 10 more.
+and, with ``--large``, ``large.xyz`` (one frame of 512 beads at 0.5 GPa) into FOLDER. ``--data`` is the folder
+``models`` of published models (by default ``shared/data/models`` beside the repository). Interrupted, the same command
+goes on. About 15 minutes on one core, with ``--large`` 10 more.
 """
 
 from __future__ import annotations
