@@ -9,8 +9,15 @@ import pytest
 
 from ase_nepcg.checkpoint import read_checkpoint, write_checkpoint
 from ase_nepcg.training import stages as module
-from ase_nepcg.training.loss import LossError
-from ase_nepcg.training.stages import SMOOTHING, STAGES, AdamStage, LBFGSStage, SnesStage, initial_parameters
+from ase_nepcg.training.stages import (
+    SMOOTHING,
+    STAGES,
+    AdamStage,
+    LBFGSStage,
+    SnesStage,
+    StageError,
+    initial_parameters,
+)
 
 
 def load(name):
@@ -290,11 +297,17 @@ def test_warm_up_takes_an_epoch_and_no_more_than_a_tenth_of_the_steps(objective)
 
 
 def test_single_frames_say_nothing_about_energies(model, frames):
-    with pytest.raises(LossError, match=r"batch: expected at least 2 frames for Adam, got 1"):
+    with pytest.raises(StageError, match=r"batch: expected at least 2 frames for Adam, got 1"):
         make("adam", shapes.make_objective(model, frames), batch=1)
     make("adam", shapes.make_objective(model, frames, {"lambda_e": 0.0}), batch=1)
     make("adam", shapes.make_objective(model, shapes.make_frames(model, 3, energies=False)), batch=1)
     make("adam", shapes.make_objective(model, frames[:1]))
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.01, np.nan, np.inf, "fast"])
+def test_learning_rates_that_make_no_sense(objective, rate):
+    with pytest.raises(StageError, match="learning_rate: expected a "):
+        make("adam", objective, learning_rate=rate)
 
 
 def test_terms_without_data_do_not_disturb_adam(model):

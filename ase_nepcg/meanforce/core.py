@@ -177,6 +177,11 @@ def sample_mean_force(
     Warns (RuntimeWarning) if the run is too short for its slowest correlation time, drifts, was interrupted, or has a
     kinetic temperature far from the thermostat's, as with a time step that is too long. (A few per cent too low is
     normal: BAOAB gives positions, not momenta, the right temperature. At 0.5 fs flexible water shows 297 K for 300 K.)
+
+    Error bars are those of what the run visits. Molecules that cannot move can hardly turn either: with every centre of
+    mass held, liquid water at 300 K keeps the hydrogen bonds it starts with for longer than tens of picoseconds, and
+    averages from other starts differ by far more than their error bars, whatever these say about one of them. See
+    :mod:`ase_nepcg.meanforce.tempering`.
     """
     settings = Settings(
         temperature_K=temperature_K,

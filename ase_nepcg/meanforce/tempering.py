@@ -9,6 +9,10 @@ networks and hand them down: copies i and j at temperatures T_i and T_j exchange
 
 and velocities are scaled by the square root of the ratio of the temperatures, which leaves every copy in its canonical
 ensemble (Sugita and Okamoto, Chem. Phys. Lett. 314, 141 (1999)).
+
+This is no magic either: with 64 water molecules held at 0.2 GPa and 7 copies from 300 to 500 K, forces after 40 ps from
+the configuration of a free run and after 15 + 20 ps from one that was heated to 700 K still differed by 0.077 eV/Å
+(rms), ten times their error bars. Compare runs from different starts before trusting any of them.
 """
 
 from __future__ import annotations

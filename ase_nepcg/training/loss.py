@@ -154,7 +154,8 @@ class Terms:
         weights = self.targets.energy_weights[frames]
         if not weights.sum():
             return np.zeros(len(energies))
-        return (energies[:, frames] - self.reference_energies[frames]) @ weights / weights.sum()
+        deviation = energies.take(frames, axis=1) - self.reference_energies[frames]
+        return (deviation * weights).sum(axis=1) / weights.sum()
 
     def squares(self, energies, force_squares, virials, frames=None) -> np.ndarray:
         """Mean squares (P, T + 1, 3) of energy, force and virial errors of each channel.
@@ -164,17 +165,22 @@ class Terms:
         targets = self.targets
         frames = np.arange(self.n_frames) if frames is None else np.asarray(frames)
         square_weights = targets.weights[frames] ** 2
-        deviation = energies[:, frames] - self.reference_energies[frames] - self.shifts(energies, frames)[:, None]
+        shifts = self.shifts(energies, frames)
+        # Sums run along rows in memory, hence take and compress; in a matrix product, or along columns, their last bits
+        # would depend on the number of rows
+        energies, force_squares, virials = (x.take(frames, axis=1) for x in (energies, force_squares, virials))
+        deviation = energies - self.reference_energies[frames] - shifts[:, None]
         energy = square_weights * targets.energy_weights[frames] * deviation**2
-        force = square_weights * force_squares[:, frames]
-        virial = square_weights * (
-            self.virial_weights[frames] * (virials[:, frames] - self.reference_virials[frames]) ** 2
-        ).sum(axis=2)
-        member = self.member[:, frames].astype(float)
+        force = square_weights * force_squares
+        virial = square_weights * (self.virial_weights[frames] * (virials - self.reference_virials[frames]) ** 2).sum(
+            axis=2
+        )
+        member = self.member[:, frames]
         counts = member.sum(axis=1), 3 * member @ targets.n_sites[frames], 6 * member @ targets.has_virial[frames]
         result = np.zeros((len(energies), len(member), 3))
         for term, (values, count) in enumerate(zip((energy, force, virial), counts, strict=True)):
-            result[:, :, term] = values @ member.T / np.where(count > 0, count, 1.0)
+            for channel, chosen in enumerate(member):
+                result[:, channel, term] = values.compress(chosen, axis=1).sum(axis=1) / max(count[channel], 1)
         return result
 
     @property
@@ -229,7 +235,7 @@ def regularisation(z: np.ndarray, owners: np.ndarray, n_types: int, lambda_1: fl
     counts = np.append(np.full(n_types, n / n_types), n)
     result = np.zeros((len(z), n_types + 1, 2))
     for t in range(n_types + 1):
-        mine = z[:, owned[t]]
+        mine = z.compress(owned[t], axis=1)
         result[:, t, 0] = lambda_1 * np.abs(mine).sum(axis=1) / counts[t]
         result[:, t, 1] = lambda_2 * np.sqrt((mine**2).sum(axis=1) / counts[t])
     return result

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import ModelError, NepCGError
+from ..hyper import check_number
 from .files import batches
 from .gradient import LBFGS, Adam
-from .loss import LossError
 from .objective import Objective
 from .snes import Snes
 
-__all__ = ["STAGES", "AdamStage", "LBFGSStage", "SnesStage", "initial_parameters"]
+__all__ = ["STAGES", "AdamStage", "LBFGSStage", "SnesStage", "StageError", "initial_parameters"]
 
 # |z| of L1 is rounded within this distance of 0, far below the size of parameters that matter
 SMOOTHING = 1e-3
@@ -22,6 +23,10 @@ SMOOTHING = 1e-3
 _TOLERANCE, _WINDOW = 2e-4, 100
 # sites in a minibatch by default
 _SITES_PER_BATCH = 4000
+
+
+class StageError(NepCGError, ValueError):
+    """Settings with which an optimiser cannot work."""
 
 
 def initial_parameters(model, seed: int) -> np.ndarray:
@@ -87,11 +92,17 @@ class AdamStage:
         state=None, **_,
     ):  # fmt: skip
         self._objective, self._seed, self._frozen = objective, seed, frozen
+        try:
+            learning_rate = check_number("learning_rate", learning_rate)
+        except ModelError as error:
+            raise StageError(str(error)) from None
+        if learning_rate <= 0:
+            raise StageError(f"learning_rate: expected a number above 0, got {learning_rate:g}")
         n = len(objective)
         sites = objective.targets.n_sites.mean()
         self._batch = min(n, batch or max(2, round(_SITES_PER_BATCH / sites)))
         if self._batch == 1 < np.count_nonzero(objective.targets.energy_weights) and objective.settings.lambda_e > 0:
-            raise LossError(
+            raise StageError(
                 "batch: expected at least 2 frames for Adam, got 1: the mean energy error of a batch is taken off, so "
                 "that single frames say nothing about energies. Give a larger batch, or lambda_e=0"
             )
