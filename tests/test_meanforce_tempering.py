@@ -104,11 +104,11 @@ def test_average_over_both_sides_of_a_barrier(toys, two_wells):
         # it never left its side, and knows nothing of the other one
         assert (side * deviations(plain, exact)[1::2] > 50).all()
         assert plain.force_error < 0.01
-    result, rates = sample_tempered(*make(1), time_ps=60.0, equilibration_ps=8.0, seed=1, **LADDER, **RUN)
+    result, rates = sample_tempered(*make(1), time_ps=45.0, equilibration_ps=6.0, seed=1, **LADDER, **RUN)
     # errors of a slow motion are not known well
-    toys.check(result.forces, exact["forces"], result.force_errors, low=0.5, high=1.8)
+    toys.check(result.forces, exact["forces"], result.force_errors, sigma=5.0, low=0.4, high=1.8)
     toys.check(result.mean_energy, exact["mean_energy"], result.mean_energy_error)
-    assert result.force_error < 0.02
+    assert result.force_error < 0.025
     assert rates.shape == (3,)
     assert (rates > 0.2).all()
     assert (rates < 0.5).all()
@@ -128,6 +128,14 @@ def test_same_seed_same_bits(two_wells):
     first, second, other = [result.forces.tobytes() for result, _ in runs]
     assert first == second != other
     assert np.array_equal(runs[0][1], runs[1][1])
+    new = [sample_tempered(*make(1), **RUN | LADDER | SHORT | {"seed": None})[0].seed for _ in range(2)]
+    assert new[0] != new[1]
+
+
+def test_what_is_wrong_with_the_result_is_told(two_wells):
+    make, _ = two_wells
+    with pytest.warns(RuntimeWarning, match="the run of 0.12 ps is too short for its slowest correlation time"):
+        sample_tempered(*make(1), **RUN | LADDER | SHORT | {"time_ps": 0.12})
 
 
 def test_the_atoms_stay_as_they_are(two_wells):
@@ -264,20 +272,17 @@ def test_exchanges_see_the_energies_of_the_present(two_wells, monkeypatch, inter
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"replicas": 1}, "expected at least 2 replicas and highest_K > temperature_K > 0, got 1, 1500.0 and 300.0"),
-        (
-            {"highest_K": 300.0},
-            "expected at least 2 replicas and highest_K > temperature_K > 0, got 4, 300.0 and 300.0",
-        ),
-        ({"temperature_K": -1.0}, "expected at least 2 replicas"),
-        ({"highest_K": math.nan}, "expected at least 2 replicas"),
-        ({"highest_K": math.inf}, "temperature_K: expected a positive number"),
+        ({"replicas": 1}, "replicas: expected an integer from 2, got 1"),
+        ({"replicas": 2.5}, "replicas: expected an integer from 2, got 2.5"),
+        ({"highest_K": 300.0}, "expected highest_K > temperature_K, got 300.0 and 300.0"),
+        ({"highest_K": math.nan}, "expected highest_K > temperature_K, got nan and 300.0"),
+        ({"highest_K": math.inf}, "expected highest_K > temperature_K, got inf and 300.0"),
+        ({"temperature_K": -1.0}, "temperature_K: expected a positive number"),
         ({"timestep_fs": 0.0}, "timestep_fs: expected a positive number"),
         ({"interval": 0}, "interval: expected a positive number"),
         ({"equilibration_ps": -1.0}, "equilibration_ps: expected 0 or more"),
         ({"seed": -1}, "seed: expected an integer from 0"),
-        ({"seed": None}, "seed: expected an integer from 0"),
-        ({"replicas": 2.5}, "replicas: expected an integer"),
+        ({"seed": "a"}, "seed: expected an integer from 0"),
         ({"exchange_ps": 0.0}, "exchange_ps: expected a positive number"),
         ({"exchange_ps": math.nan}, "exchange_ps: expected a positive number"),
         ({"time_ps": -1.0}, "time_ps: expected a positive number"),

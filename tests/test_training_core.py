@@ -560,9 +560,13 @@ def test_an_interrupted_training_is_taken_up(tmp_path, frames, optimizer):
     assert same(quick(frames, **settings), quick(frames, **settings | {"checkpoint": None}))
 
 
-def test_an_interrupt_is_one_for_all_models(tmp_path, frames):
+@pytest.mark.parametrize("step", [2, 6])
+def test_an_interrupt_is_one_for_all_models(tmp_path, frames, step):
+    """Also where it comes in the last step of one."""
+
     def on_report(report):
-        signal.raise_signal(signal.SIGINT)
+        if report.step == step:
+            signal.raise_signal(signal.SIGINT)
 
     path = tmp_path / "state"
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -803,6 +807,14 @@ def test_cross_validation(lesson):
     assert again == errors
     other, _ = cross_validate(frames, 4, seed=4, **settings)
     assert other != errors
+
+
+def test_cross_validation_with_checkpoints(frames, tmp_path):
+    settings = SHAPE | {"cutoff": CUTOFF, "steps": 3, "threads": 1, "progress": False}
+    errors, _ = cross_validate(frames, 2, **settings)
+    for _ in range(2):
+        assert cross_validate(frames, 2, checkpoint=tmp_path / "state.npz", **settings)[0] == errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-fold0.npz", "state-fold1.npz"]
 
 
 def test_cross_validation_of_frames_without_energies_or_virials():

@@ -12,7 +12,6 @@ from ase_nepcg import NEPModel, read_dataset, reference
 from ase_nepcg.dataset import FrameCalculator
 from ase_nepcg.errors import ModelError
 from ase_nepcg.model import ZBL
-from ase_nepcg.potential import evaluate as potential
 from ase_nepcg.training.loss import LossError, LossSettings, Predictions, rmse
 from ase_nepcg.training.objective import Objective, ScalerError, descriptor_names, descriptor_scaler
 from ase_nepcg.training.targets import TargetError, Targets
@@ -185,22 +184,6 @@ def test_frames_may_be_a_mask_and_have_any_order():
 
 
 # ---- predictions -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["small, zbl", "full, version 5", "thermal, zbl", "thermal, version 3", "wide"])
-def test_predictions_are_those_of_the_calculator(name):
-    model, frames, objective = build(name, 4)
-    t = objective.given
-    found = objective.predict(model.parameters())
-    for s in range(len(frames)):
-        sites = t.sites(s)
-        geometry = potential.Geometry(t.positions[sites], t.cells[s], t.pbc[s], t.types[sites])
-        temperature = t.temperatures[s] if model.temperature else None
-        expected = potential.evaluate(model, geometry, temperature_K=temperature, threads=1)
-        n = t.n_sites[s]
-        virial = expected.virial.ravel()[[0, 4, 8, 3, 7, 6]] / n
-        mine = Predictions(found.energies[s : s + 1], found.forces[sites], found.virials[s])
-        assert_close(mine, Predictions(np.array([expected.energy / n]), expected.forces, virial))
 
 
 @pytest.mark.parametrize("name", ["small", "full", "full, angular cutoff beyond", "thermal, zbl", "wide"])

@@ -21,6 +21,8 @@ MODELS = {
     "full, version 3": ("full", {"version": 3}),
     "full, version 5": ("full", {"version": 5}),
     "thermal": ("thermal", {}),
+    "thermal, zbl": ("thermal", {"zbl": shapes.ZBL}),
+    "thermal, version 3": ("thermal", {"version": 3}),
     "wide": ("wide", {}),
 }
 

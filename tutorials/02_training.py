@@ -42,8 +42,8 @@ test = [frame(density) for density in (0.031, 0.033, 0.035)]
 # %% [markdown]
 # ## Training
 #
-# The default is the exact gradient with L-BFGS on all frames at once. With `test` frames the model that is best there is
-# kept. `weighting="errorbars"` would weight every force by its own error bar.
+# The default is the exact gradient with L-BFGS on all frames at once. With `test` frames the model that is best there
+# is kept. `weighting="errorbars"` would weight every force by its own error bar.
 
 # %%
 training = train(

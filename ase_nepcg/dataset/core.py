@@ -90,7 +90,7 @@ def write_dataset(path, frames) -> None:
     from ..nepfile import write_atomically
 
     path = os.fspath(path)
-    frames = _as_list(frames)
+    frames = as_list(frames)
     validate(frames)
     texts = []
     for i, atoms in enumerate(frames):
@@ -109,7 +109,7 @@ def split(frames, fraction: float = 0.1, seed: int = 0) -> tuple[list[Atoms], li
     The same ``seed`` gives the same choice; the order within each set is kept, frames are not copied. Each set gets at
     least one frame. Neighbouring snapshots of one trajectory are no independent test: split trajectories instead.
     """
-    frames = _as_list(frames)
+    frames = as_list(frames)
     if len(frames) < 2:
         raise DatasetError(f"expected at least 2 frames to split, got {len(frames)}")
     if not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
@@ -135,7 +135,7 @@ def validate(frames) -> list[str]:
     and info of wrong shape or sign, errors without the quantity they belong to, and one label for sites whose masses
     differ from frame to frame by more than 1 %.
     """
-    frames = _as_list(frames)
+    frames = as_list(frames)
     masses = {}
     for i, atoms in enumerate(frames):
         try:
@@ -148,7 +148,7 @@ def validate(frames) -> list[str]:
 
 def summary(frames) -> str:
     """A few lines of text about ``frames``: sites and masses of each label, forces and their errors, what is there."""
-    frames = _as_list(frames)
+    frames = as_list(frames)
     labels = np.concatenate([get_labels(atoms) for atoms in frames])
     masses = np.concatenate([_known_masses(atoms) for atoms in frames])
     sizes = sorted({len(atoms) for atoms in frames})
@@ -172,7 +172,7 @@ def summary(frames) -> str:
     return "\n".join(lines)
 
 
-def _as_list(frames) -> list[Atoms]:
+def as_list(frames) -> list[Atoms]:
     frames = [frames] if isinstance(frames, Atoms) else frames
     if not isinstance(frames, Iterable) or isinstance(frames, str | bytes):
         raise DatasetError(f"frames: expected a list of Atoms, got {frames!r}")

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..dataset.core import as_list
 from ..errors import ModelError, NepCGError, closest
 from ..hyper import check_integer
 from .fit import Report, fit
@@ -228,7 +229,7 @@ def train(
         lambda_e, lambda_f, lambda_v, lambda_1, lambda_2, lambda_shear, force_delta,
         None if type_weight is None else tuple(type_weight), weighting,
     )  # fmt: skip
-    frames = [frames] if hasattr(frames, "positions") else list(frames)
+    frames = as_list(frames)
     start = NEPModel.read(start) if isinstance(start, str | os.PathLike) else start
     species = tuple(species) if species is not None else species_of(frames)
     model = NEPModel.zeros(
@@ -333,7 +334,7 @@ def run_training(
                 **polish,
             )
         )
-        if fits[-1].reason == "interrupted":
+        if fits[-1].asked:
             break
     own = fits[0]
     return Training(
@@ -342,7 +343,7 @@ def run_training(
         settings=loss,
         targets=targets,
         test_targets=test_targets,
-        reason=fits[-1].reason,
+        reason=fits[-1].reason if len(fits) == n_models else "interrupted",
         seed=own.seed,
         optimizer=optimizer,
         models=tuple(f.model for f in fits),
@@ -357,9 +358,9 @@ def run_training(
 def cross_validate(frames, folds: int = 5, *, seed: int = 0, **settings) -> tuple[dict, list[Training]]:
     """Train ``folds`` times, each time without one part of the frames, and test on that part.
 
-    Frames are dealt out at random (``seed``). ``settings`` as for :func:`train`. Returns the errors over all parts
-    together (as :meth:`Training.rmse`: root of the mean square over frames or force components), and the trainings,
-    whose test set did not take part in any choice.
+    Frames are dealt out at random (``seed``). ``settings`` as for :func:`train`; every part has a checkpoint of
+    its own. Returns the errors over all parts together (as :meth:`Training.rmse`: root of the mean square over frames
+    or force components), and the trainings, whose test set did not take part in any choice.
     """
     frames = list(frames)
     folds = check_count("folds", folds, 2)
@@ -369,11 +370,13 @@ def cross_validate(frames, folds: int = 5, *, seed: int = 0, **settings) -> tupl
         raise TrainingError("test: cross-validation makes its own test sets")
     parts = np.array_split(np.random.default_rng(seed).permutation(len(frames)), folds)
     species = settings.pop("species", None) or species_of(frames)
+    checkpoint = settings.pop("checkpoint", None)
     trainings, squares, counts = [], {}, {}
-    for part in parts:
+    for fold, part in enumerate(parts):
         chosen = set(part.tolist())
         rest = [frame for index, frame in enumerate(frames) if index not in chosen]
-        trainings.append(train(rest, species=species, seed=seed, **settings))
+        path = None if checkpoint is None else f"-fold{fold}".join(os.path.splitext(os.fspath(checkpoint)))
+        trainings.append(train(rest, species=species, seed=seed, checkpoint=path, **settings))
         targets = trainings[-1]._targets([frames[index] for index in part])
         size = {"energy": len(targets), "force": len(targets.types)}
         size["virial"] = size["stress"] = int(targets.has_virial.sum())

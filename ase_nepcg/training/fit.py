@@ -52,6 +52,7 @@ class Fit(NamedTuple):
     mu: np.ndarray | None
     sigma: np.ndarray | None
     order: np.ndarray | None  #: of the frames in the batches of SNES
+    asked: bool  #: to stop, be it in the last step
 
 
 class _Interrupt:
@@ -128,12 +129,12 @@ def fit(
                     reason = "interrupted"
                 if reason is not None or run.due():
                     run.save()
+            if not len(run.history) or run.history.step[-1] < run.done:
+                run.report()
             if reason == "interrupted":
-                if not len(run.history) or run.history.step[-1] < run.done:
-                    run.report()
                 break
             run.next_stage()
-    return run.result(reason)
+    return run.result(reason, interrupt.asked)
 
 
 def _shown(report: Report) -> str:
@@ -295,12 +296,12 @@ class _Run:
         prefix = "stage_"
         return header["stage"], {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-    def result(self, reason: str) -> Fit:
+    def result(self, reason: str, asked: bool) -> Fit:
         model = self.model if self.best_z is None else self.objective.model.with_parameters(self.best_z)
         if self.stage is not None:
             self.mu, self.sigma = self.stage.mu, self.stage.sigma
             self.order = getattr(self.stage, "order", None)
-        return Fit(model, self.history, reason, self.seed, self.mu, self.sigma, self.order)
+        return Fit(model, self.history, reason, self.seed, self.mu, self.sigma, self.order, asked)
 
 
 def _flat(settings: dict) -> dict:

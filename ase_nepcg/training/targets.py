@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ..dataset.core import validate
+from ..dataset.core import as_list, validate
 from ..dataset.results import DatasetError, frame_virial, frame_volume, stored_results
 from ..labels import get_labels
 
@@ -85,7 +85,7 @@ class Targets:
         Raises :class:`~ase_nepcg.dataset.DatasetError`, with the number of the frame, for anything that is missing,
         malformed or contradictory.
         """
-        frames = [frames] if hasattr(frames, "positions") else list(frames)
+        frames = as_list(frames)
         validate(frames)
         species = tuple(species)
         per_frame = [_take(atoms, species, temperature, index) for index, atoms in enumerate(frames)]
