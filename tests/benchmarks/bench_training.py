@@ -7,7 +7,6 @@ Parts (default: all for which there is what they need):
 cost      a generation of SNES (population 50, 25 PbTe structures) and a gradient, against CPUNEP (calorine), one thread
 curve     SNES with published settings, five seeds: loss at generations 100, 200, 300 against the published loss.out
 published gradient training with the published hyper-parameters: time to the errors published for 20 000 generations
-snes      time-to-loss curve of SNES, for the figure
 peer      20 of the structures against torchnep on the same threads, errors on the other 5; needs ``--peer``, a Python
           with torch and torchnep; about 20 minutes
 water     NEP-CG water from the frames of make_water_frames.py in FOLDER
@@ -284,48 +283,45 @@ def promises(results: dict):
         yield f"memory of {results['memory']['frames']} frames of 512 beads, GB", f"{peak:.2f}", "< 8", peak < 8
 
 
-def figure(results: dict, path: Path) -> None:
-    """Time-to-loss curves of gradient, SNES and peer."""
+def figure(results: dict, loss: dict | None, path: Path) -> None:
+    """Time-to-loss curves of gradient, SNES (``loss``: the published history) and peer."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    columns = (("force", 3), ("energy", 2))
     for run in results.get("published", {}).get("runs", [])[:1]:
-        rows = np.array([[value or np.nan for value in row] for row in run["rows"]])
-        axes[0].loglog(rows[:, 0], rows[:, 3], label="gradient, training set")
+        rows = np.array([row[:4] for row in run["rows"]])
+        for ax, (_, column) in zip(axes, columns, strict=True):
+            ax.loglog(rows[:, 0], rows[:, column], color="#0072B2", label="gradient, 25 frames")
+    if "cost" in results and loss is not None:
+        seconds = loss["step"] * results["cost"]["generation_cached_s"]
+        for ax, (name, _) in zip(axes, columns, strict=True):
+            ax.loglog(seconds, loss[name], color="#009E73", label="SNES, 25 frames (published run, our speed)")
     if "peer" in results:
-        theirs, own = results["peer"]["peer_20"]["curve"], results["peer"]["own_20"]["rows"]
-        rows = np.array([[value or np.nan for value in row] for row in own])
+        theirs, own = results["peer"]["peer_20"]["curve"], results["peer"]["own_20"]
+        rows = np.array([row[:4] for row in own["rows"]])
         seconds = [row["seconds"] for row in theirs]
-        for ax, column, name in ((axes[0], 3, "force"), (axes[1], 2, "energy")):
-            ax.loglog(rows[:, 0], rows[:, column], label="gradient, 20 frames")
-            ax.loglog(seconds, [row[name] for row in theirs], label="torchnep, 20 frames")
-            ax.loglog(seconds, [row[f"{name}_test"] for row in theirs], "--", label="torchnep, held out")
-    for run in results.get("snes", {}).get("runs", []):
-        rows = np.array(run["rows"], float)
-        axes[0].loglog(rows[:, 0], rows[:, 3], label="SNES")
-    axes[0].axhline(PUBLISHED["force"], color="0.6", linewidth=0.8)
-    axes[1].axhline(PUBLISHED["energy"], color="0.6", linewidth=0.8)
-    axes[0].set(xlabel="time (s)", ylabel="force RMSE (eV/Å)")
-    axes[1].set(xlabel="time (s)", ylabel="energy RMSE (eV/atom)")
-    for ax in axes:
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize="small")
+        for ax, (name, column) in zip(axes, columns, strict=True):
+            ax.loglog(rows[:, 0], rows[:, column], color="#56B4E9", label="gradient, 20 frames")
+            end = rows[-1, 0], own["held_out"][name]
+            ax.loglog(*end, "x", color="#56B4E9", label="gradient, 5 held out, at its end")
+            ax.loglog(seconds, [row[name] for row in theirs], color="#D55E00", label="torchnep, 20 frames")
+            held_out = [row[f"{name}_test"] for row in theirs]
+            ax.loglog(seconds, held_out, "--", color="#D55E00", label="torchnep, 5 held out")
+    for ax, (name, _), unit in zip(axes, columns, ("eV/Å", "eV/atom"), strict=True):
+        ax.axhline(PUBLISHED[name], color="0.6", linewidth=0.8)
+        ax.set(xlabel="time (s)", ylabel=f"{name} RMSE ({unit})")
+    axes[0].legend(fontsize="x-small")
     fig.savefig(path, dpi=120)
-
-
-def snes(args) -> dict:
-    rows, _ = followed(pbte(args.data), optimizer="snes", seed=1, steps=args.generations, threads=args.threads)
-    return {"runs": [rows]}
 
 
 PARTS = {
     "cost": cost,
     "published": published,
     "curve": curve,
-    "snes": snes,
     "water": water,
     "memory": memory,
     "peer": peer,
@@ -338,7 +334,6 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--peer", help="Python with torch and torchnep")
     parser.add_argument("--epochs", type=int, default=400, help="of the peer")
-    parser.add_argument("--generations", type=int, default=300, help="of the SNES curve in the figure")
     parser.add_argument("--water", type=Path, help="folder made by make_water_frames.py")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--frames", type=int, default=1000, help="frames of the memory test")
@@ -348,7 +343,7 @@ def main() -> int:
     if wrong:
         parser.error(f"unknown part {', '.join(wrong)}; expected {', '.join(PARTS)}")
     needs = {"peer": args.peer, "water": args.water} | dict.fromkeys(
-        ("cost", "published", "curve", "snes"), (args.data / "pbte").is_dir()
+        ("cost", "published", "curve"), (args.data / "pbte").is_dir()
     )
     chosen = args.parts or [name for name in PARTS if needs.get(name, True)]
     path = HERE / "results" / f"{datetime.date.today().isoformat()}-training.json"
@@ -371,8 +366,9 @@ def main() -> int:
         results = json.loads(path.read_text()) if path.exists() else {}
         results |= {"machine": machine, name: measured}
         write_atomically(path, json.dumps(results, indent=1) + "\n")
-    if {"published", "peer", "snes"} & set(results):
-        figure(results, path.with_suffix(".png"))
+    if {"published", "peer"} & set(results):
+        history = args.data / "pbte" / "loss.out"
+        figure(results, read_loss(history) if history.exists() else None, path.with_suffix(".png"))
     kept = True
     for what, measured, bound, good in promises(results):
         kept &= bool(good)
