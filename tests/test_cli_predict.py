@@ -8,9 +8,10 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_nepcg import cli
-from ase_nepcg.cli_predict import errors, predict
+from ase_nepcg.cli_predict import errors
 from ase_nepcg.dataset import DatasetError, FrameCalculator, read_dataset, write_dataset
 from ase_nepcg.training.files import OUT_FILES, read_loss, read_out
+from ase_nepcg.training.predict import predict
 from ase_nepcg.training.targets import Targets
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
