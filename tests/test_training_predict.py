@@ -87,3 +87,13 @@ def test_a_frame_that_cannot_be_evaluated_is_named(path, place):
         predict(model, shapes.make_targets(model, frames), path=path)
     assert error.value.frame == 1
     assert error.value.path == path
+
+
+def test_frames_that_do_not_fit_the_model_are_refused():
+    model = shapes.make_model("thermal")
+    frames = shapes.make_frames(model, 1)
+    with pytest.raises(DatasetError, match="expected frames taken with temperature=True"):
+        predict(model, Targets.from_frames(frames, model.species))
+    other = Targets.from_frames(frames, (*model.species, "Xe"), temperature=True)
+    with pytest.raises(DatasetError, match="expected frames taken for the species of the model"):
+        predict(model, other)

@@ -121,7 +121,7 @@ class Geometry:
         self.max_neighbors = np.maximum(self.max_neighbors, counts.sum(axis=1).max(axis=0))
 
     def _make_room(self, cache_GB: float) -> None:
-        """Decide which sites have their basis in memory: whole frames from the first one on."""
+        """Decide which sites have their basis in memory: those from the first one on for which there is room."""
         last = self.local[:, 2] + self.local[:, 1] - 1
         blocks = self.radial_end[last] - self.radial_begin
         pairs = self.angular_end[last] - self.angular_begin

@@ -58,6 +58,8 @@ class Objective:
         self.settings = (settings or LossSettings()).completed(model)
         self.packing = Packing(model)
         layout = self.packing.layout
+        if geometry is not None and geometry.layout != layout:
+            raise ValueError("geometry: expected that of a model of this shape")
         self.geometry = geometry or Geometry(model, targets, layout, threads=self.threads, cache_GB=cache_GB)
         self.owners = model.parameter_blocks()[1]
         self.regularised = regularised(self.owners, model.n_types)
@@ -144,7 +146,7 @@ class Objective:
             return result
         return Predictions(*(a + b for a, b in zip(result, self.fixed, strict=True)))
 
-    def losses(self, Z: np.ndarray, frames=None) -> np.ndarray:
+    def losses(self, Z: np.ndarray, frames=None) -> tuple[np.ndarray, np.ndarray]:
         """Terms (P, T + 1, 5) of the loss of parameter vectors ``Z`` (P, n) in every channel: lambda_e R_E,
         lambda_f R_F, lambda_v R_V, L1, L2; their sum is the loss. Also the shifts (P,) in eV/atom."""
         frames = self._chosen(frames)
@@ -256,6 +258,8 @@ def descriptor_scaler(
     """
     packing = Packing(replace(model, q_scaler=np.ones(model.n_descriptor)))
     threads = threads or default_threads()
+    if geometry is not None and geometry.layout != packing.layout:
+        raise ValueError("geometry: expected that of a model of this shape")
     g = geometry or Geometry(model, targets, packing.layout, threads=threads, cache_GB=0.0)
     weights = aligned_empty(packing.size)
     weights[:] = 0.0

@@ -19,6 +19,14 @@ def predict(
     ``temperature_K`` replaces the temperatures of the frames for a model with a temperature input. Raises
     :class:`~ase_nepcg.dataset.DatasetError` with the frame (and ``path``) that cannot be evaluated.
     """
+    if targets.species != model.species:
+        raise TargetError(
+            f"expected frames taken for the species of the model ({', '.join(model.species)}), got "
+            f"{', '.join(targets.species)}",
+            path,
+        )
+    if model.temperature and temperature_K is None and targets.temperatures is None:
+        raise TargetError("the model has a temperature input: expected frames taken with temperature=True", path)
     energies, forces, virials = np.empty(len(targets)), np.empty_like(targets.forces), np.empty((len(targets), 6))
     rows, columns = np.transpose(VOIGT)
     temperatures = targets.temperatures if temperature_K is None else np.full(len(targets), temperature_K)
