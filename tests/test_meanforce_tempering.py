@@ -230,10 +230,11 @@ def test_detailed_balance(two_wells, gap):
 
 def test_neighbours_take_turns(two_wells, monkeypatch):
     make, _ = two_wells
-    tried = []
+    tried, seeds = [], set()
 
     def note(cold, warm, rng):
         tried.append((round(cold.held.kT / kB), round(warm.held.kT / kB), cold.held.step))
+        seeds.update((cold.held.seed, warm.held.seed))
         return True
 
     monkeypatch.setattr(tempering, "_exchange", note)
@@ -247,6 +248,13 @@ def test_neighbours_take_turns(two_wells, monkeypatch):
     for turn, found in enumerate(by_step.values()):
         assert found == (pairs[0::2] if turn % 2 == 0 else pairs[1::2])
     assert (rates == 1).all()
+    # none of them has the noise of another one, or of a run with another seed
+    assert len(seeds) == 4
+    assert 4 in seeds
+    first = set(seeds)
+    sample_tempered(*make(1), **RUN | LADDER | SHORT | {"seed": 5})
+    assert len(seeds) == 8
+    assert 5 in seeds - first
 
 
 @pytest.mark.parametrize("interval", [1, 3])

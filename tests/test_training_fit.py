@@ -199,25 +199,25 @@ def test_result_is_the_last_model(run):
 # ---- early stopping --------------------------------------------------------------------------------------------------
 
 
-def test_early_stopping_returns_the_best_model(run, objectives):
-    # errors of the test set that fall and rise, by the number of the report
-    course = [5.0, 4.0, 3.0, 3.5, 2.0, 2.5, 2.5, 2.0, 9.0, 1.0]
+def scripted(objective, course):
+    """A test set of forces only, whose errors are those of ``course``, one report after the other."""
     numbers = iter(course)
 
-    class Wrong:
-        """A test set of forces only."""
+    def predict(z):
+        found = objective.predict(z)
+        return found._replace(forces=objective.given.forces + next(numbers))
 
-        given, terms = objectives[1].given, SimpleNamespace(weights=np.array([0.0, 1.0, 0.0]))
+    terms = SimpleNamespace(weights=np.array([0.0, 1.0, 0.0]))
+    return SimpleNamespace(given=objective.given, terms=terms, predict=predict)
 
-        @staticmethod
-        def predict(z):
-            found = objectives[1].predict(z)
-            return found._replace(forces=objectives[1].given.forces + next(numbers))
 
+def test_early_stopping_returns_the_best_model(run, objectives):
+    course = [5.0, 4.0, 3.0, 3.5, 2.0, 2.5, 2.5, 2.0, 9.0, 1.0]
+    test = scripted(objectives[1], course)
     reports = []
-    result = run(test=Wrong, stages=[("adam", 60)], batch=8, patience=6, on_report=reports.append)
+    result = run(test=test, stages=[("adam", 60)], batch=8, patience=5, on_report=reports.append)
     assert result.reason == "early stopping"
-    # the best of ten, reports come every second step
+    # that of step 10, and after five more the next report
     assert reports[-1].step == 10 + 6
     assert result.model.parameters().tobytes() == reports[4].model.parameters().tobytes()
     assert [report.test["force"] for report in reports] == pytest.approx(course[:8])
@@ -254,6 +254,15 @@ def test_next_stage_starts_from_the_best_model_and_has_all_its_patience(run, obj
     assert best < len(values) - 1
     assert starts[0].tobytes() == first[best].model.parameters().tobytes()
     assert reports[-1].step == 24
+
+
+def test_patience_of_the_next_stage_begins_with_it(run, objectives):
+    # the best one is that of step 2
+    test = scripted(objectives[1], [1.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0])
+    stages = [("adam", 6), ("snes", 8)]
+    result = run(test=test, stages=stages, batch=8, population=4, patience=4)
+    assert result.reason == "early stopping"
+    assert result.history.step.tolist() == [2, 4, 6, 8, 10]
 
 
 def test_without_a_test_set_patience_means_nothing(run):
@@ -416,6 +425,13 @@ def test_seed_comes_from_the_checkpoint(run, tmp_path):
     again = run("snes", checkpoint=path, seed=12)
     assert first.seed == again.seed == 11
     assert same(again, run("snes", seed=11))
+
+
+def test_seed_is_kept_from_the_start(run, tmp_path):
+    path = tmp_path / "state"
+    with pytest.raises(Crash):
+        run("snes", checkpoint=path, seed=11, on_report=crash_at(1))
+    assert same(run("snes", checkpoint=path, seed=12), run("snes", seed=11))
 
 
 # ---- interrupts ------------------------------------------------------------------------------------------------------

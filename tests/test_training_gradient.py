@@ -156,6 +156,24 @@ def test_backs_away_from_where_the_function_is_not_finite(kind):
     assert outside
 
 
+def test_steps_beyond_the_border_become_ten_times_shorter():
+    seen = []
+
+    def function(z):
+        seen.append(z[0])
+        return (float(z[0] - np.log(z[0])), 1 - 1 / z) if z[0] > 0 else (np.inf, np.full(1, np.nan))
+
+    search = LBFGS(function, np.array([20.0]))
+    search.memory = 1
+    # as if a step of 1000 had been right so far
+    search._pairs = [(np.array([1000.0]), np.array([1.0]))]
+    assert search.step()
+    # the third one is inside, though not the last
+    np.testing.assert_allclose(20.0 - np.array(seen[1:4]), [950.0, 95.0, 9.5], rtol=1e-12)
+    assert len(seen) < 10
+    assert seen[-1] == search.z[0] > 0
+
+
 @pytest.mark.parametrize(("value", "gradient"), [(np.nan, 1.0), (np.inf, 1.0), (-np.inf, 1.0), (1.0, np.nan)])
 def test_start_that_is_not_finite_is_an_error(value, gradient):
     with pytest.raises(OptimizerError, match="loss of the start") as caught:

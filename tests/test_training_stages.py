@@ -200,6 +200,13 @@ def test_lbfgs_has_converged_when_the_loss_hardly_falls(lesson, monkeypatch, res
     assert len(more) > 6
 
 
+def test_lbfgs_looks_at_a_whole_window(lesson, monkeypatch):
+    monkeypatch.setattr(module, "_WINDOW", 5)
+    monkeypatch.setattr(module, "_TOLERANCE", 1e9)
+    stage = make("lbfgs", lesson)
+    assert [stage.advance() for _ in range(6)] == [True] * 5 + [False]
+
+
 # ---- Adam ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,14 +1,28 @@
-"""Frames with the energies, forces and virials of a model, so that another one of its shape can learn all of them."""
+"""Frames with the energies, forces and virials of a model, so that another one of its shape can learn all of them, and
+short trainings."""
+
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from ase_nepcg import train
+from ase_nepcg.training.core import Training
 from ase_nepcg.training.predict import predict
 from ase_nepcg.training.targets import Targets
 
+_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
+shapes = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(shapes)
 
-def taught(model, frames, *, keep=(), noise=0.0, seed=0):
-    """New ``frames`` with what ``model`` says about them; of their ``info`` the entries ``keep``.
+SHAPE = {name: value for name, value in shapes.SHAPES["small"].items() if name != "species"}
+CUTOFF = (4.5, 3.5)
+QUICK = {"steps": 6, "interval": 2, "seed": 1, "threads": 1, "progress": False}
+
+
+def taught(model, frames, *, noise=0.0, seed=0):
+    """New ``frames`` with what ``model`` says about them, all of the same weight.
 
     ``noise`` (eV/Å): standard deviation of an error of the forces, which then come with error bars.
     """
@@ -18,7 +32,7 @@ def taught(model, frames, *, keep=(), noise=0.0, seed=0):
     result = []
     for s, frame in enumerate(frames):
         new = frame.copy()
-        new.info = {name: frame.info[name] for name in (*keep, "temperature") if name in frame.info}
+        new.info = {name: frame.info[name] for name in ("temperature",) if name in frame.info}
         n = len(frame)
         xx, yy, zz, xy, yz, zx = predictions.virials[s] * n
         new.info["virial"] = np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]])
@@ -34,3 +48,22 @@ def taught(model, frames, *, keep=(), noise=0.0, seed=0):
 def rms_force(frames):
     """eV/Å, per component."""
     return float(np.sqrt(np.mean(np.concatenate([frame.get_forces() for frame in frames]) ** 2)))
+
+
+def quick(frames, **changes) -> Training:
+    return train(frames, **SHAPE | {"cutoff": CUTOFF} | QUICK | changes)
+
+
+def same(one: Training, other: Training) -> bool:
+    """Whether two trainings have the same bits, apart from the time they took."""
+    if len(one.models) != len(other.models) or one.reason != other.reason:
+        return False
+    for a, b in zip(one.models, other.models, strict=True):
+        if a.parameters().tobytes() != b.parameters().tobytes() or not np.array_equal(a.q_scaler, b.q_scaler):
+            return False
+    for a, b in zip(one.histories, other.histories, strict=True):
+        if a.names != b.names:
+            return False
+        if any(a[name].tobytes() != b[name].tobytes() for name in a.names if name != "seconds"):
+            return False
+    return True
