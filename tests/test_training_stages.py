@@ -385,6 +385,13 @@ def test_first_generation_ranks_by_regularisation_only(objective, monkeypatch):
     assert stage.step == 2
 
 
+def test_a_polish_ranks_by_the_loss_from_the_first_generation_on(objective):
+    stage = make("snes", objective, blind_start=False)
+    Z = stage._snes.ask().copy()
+    stage.advance()
+    assert np.array_equal(stage.z, Z[np.argmin(objective.losses(Z)[0][:, -1].sum(axis=1))])
+
+
 def test_one_batch_is_all_frames(objective):
     for batch in (None, 8, 1000):
         stage = make("snes", objective, batch=batch)

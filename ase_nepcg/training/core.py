@@ -208,7 +208,8 @@ def train(
     Ctrl-C ends the training after the step at hand: the result so far is returned, with ``reason="interrupted"``.
 
     Raises :class:`~ase_nepcg.dataset.DatasetError` (frames), :class:`~ase_nepcg.errors.ModelError` (hyper-parameters),
-    :class:`TrainingError`, :class:`~ase_nepcg.training.loss.LossError` (other arguments), and
+    :class:`TrainingError`, :class:`~ase_nepcg.training.loss.LossError`,
+    :class:`~ase_nepcg.training.stages.StageError`, :class:`~ase_nepcg.training.snes.SnesError` (other arguments), and
     :class:`~ase_nepcg.checkpoint.CheckpointError` for a checkpoint of other data or settings.
 
     Sources: Fan et al., PRB 104, 104309 (2021); Song et al., Nat. Commun. 15, 10208 (2024).
@@ -288,7 +289,7 @@ def run_training(
     chosen = seed
     if seed is None:
         seed = secrets.randbelow(2**31)
-    polish = {"stage 1": {"sigma0": POLISH_SIGMA}} if len(stages) > 1 else {}
+    polish = {"stage 1": {"sigma0": POLISH_SIGMA, "blind_start": False}} if len(stages) > 1 else {}
     shared = {
         "data": _digest(targets),
         "test": None if test_targets is None else _digest(test_targets),

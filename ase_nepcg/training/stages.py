@@ -159,9 +159,9 @@ class SnesStage:
 
     def __init__(
         self, objective: Objective, z, *, seed: int, steps: int, batch=None, full_batch=False, population=50,
-        sigma0=0.1, mu=None, sigma=None, frozen=None, state=None, **_,
+        sigma0=0.1, mu=None, sigma=None, frozen=None, blind_start=True, state=None, **_,
     ):  # fmt: skip
-        self._objective, self._full = objective, full_batch
+        self._objective, self._full, self._blind_start = objective, full_batch, blind_start
         targets = objective.given
         energies = np.where(np.isnan(targets.energies), 0.0, targets.energies)
         self._batches = batches(energies, min(batch or len(targets), len(targets)))
@@ -205,7 +205,7 @@ class SnesStage:
     def _losses(self, Z: np.ndarray) -> np.ndarray:
         """(P, T + 1): sums of all terms."""
         objective = self._objective
-        if self.step == 0:
+        if self.step == 0 and self._blind_start:
             # the first generation ranks by regularisation only, as the published trainer does
             return objective.regularisation(Z).sum(axis=2)
         if not self._full:
