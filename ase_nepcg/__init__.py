@@ -13,12 +13,14 @@ __version__ = "0.1.0.dev0"
 _OWNERS = {
     "Committee": "committee",
     "FixBeads": "constraints",
+    "MD": "md",
     "Mapping": "mapping",
     "MeanForce": "meanforce",
     "NEP": "calculator",
     "NEPModel": "model",
     "NepCGError": "errors",
     "Training": "training",
+    "md": None,
     "plot": None,
     "read_dataset": "dataset",
     "sample_many": "meanforce",
@@ -29,6 +31,7 @@ _OWNERS = {
 }
 
 __all__ = [
+    "MD",
     "NEP",
     "Committee",
     "FixBeads",
@@ -38,6 +41,7 @@ __all__ = [
     "NepCGError",
     "Training",
     "__version__",
+    "md",
     "plot",
     "read_dataset",
     "sample_many",

@@ -210,6 +210,24 @@ class NEP(Calculator):
                 if self._per_site:
                     self.results["stresses"] = full_3x3_to_voigt_6_stress(result.virials) / -volume
 
+    def adopt(self, atoms, energies, energy: float, forces, virial) -> None:
+        """Take results that somebody else has computed for ``atoms`` with this model, as after a calculation.
+
+        energies (N,) and energy in eV, forces (N, 3) in eV/Å, virial (3, 3) in eV, positive = compressed. The arrays
+        belong to the calculator from now on.
+        """
+        with self._lock:
+            self.atoms = atoms.copy()
+            self._extra = {}
+            self.results = {
+                "energy": energy,
+                "free_energy": energy,
+                "energies": energies,
+                "forces": forces,
+            }
+            if _has_volume(atoms.cell):
+                self.results["stress"] = full_3x3_to_voigt_6_stress(virial) / -atoms.get_volume()
+
     def _types(self, atoms) -> np.ndarray:
         if has_labels(atoms):
             return get_types(atoms, self._model.species)

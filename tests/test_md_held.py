@@ -22,13 +22,11 @@ def run():
 
 
 def test_groups_and_anchors(run):
-    assert run.start.tolist() == [0, 3, 4]
-    assert run.members.tolist() == [0, 1, 2, 3]
+    assert run.state.start.tolist() == [0, 3, 4]
+    assert run.state.members.tolist() == [0, 1, 2, 3]
     masses = run.bound.masses
-    np.testing.assert_allclose(run.share, [*(masses[:3] / masses[:3].sum()), 1.0])
-    assert run.anchor.tolist() == [0, 0, 0, 1, 1, 1, 2, 3]
-    assert run.is_site.tolist() == [False] * 3 + [True] + [False] * 4
-    assert run.implicit_share.tolist() == [0] * 6 + [1, 1]
+    np.testing.assert_allclose(run.state.share, [*(masses[:3] / masses[:3].sum()), 1.0])
+    assert run.state.n_dof.tolist() == [3 * 8 - 6]
     np.testing.assert_allclose(run.centre[1], [5, 0, 0])
     np.testing.assert_allclose(run.centre[2:], [[0, 5, 0], [5, 5, 0]])
 

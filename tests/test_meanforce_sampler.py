@@ -283,7 +283,7 @@ def test_resumed_run_equals_an_unbroken_one(dimers, pairs, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("settings", [{}, {"thermal_response": True}, {"ensemble": "nve"}])
 def test_resumed_compiled_run_equals_an_unbroken_one(nep, tmp_path, monkeypatch, settings):
-    from ase_nepcg.md.cpu import NepEngine
+    from ase_nepcg.md.held import NepEngine
 
     atoms, mapping = nep
     settings = {**NEP_SHORT, **settings}

@@ -438,7 +438,7 @@ def test_published_models_agree_with_plain_numpy(path):
     ("cell", "positions", "message"),
     [
         (10 * np.eye(3), [[1e25, 0, 0], [0, 0, 0]], "too far for exact distances"),
-        (1e-4 * np.eye(3), [[0, 0, 0], [0, 0, 0.5e-4]], "so small that a site would see about"),
+        (1e-4 * np.eye(3), [[0, 0, 0], [0, 0, 0.5e-4]], "so small that a site would see more than a million images"),
     ],
 )
 def test_absurd_cells_and_positions_are_refused_at_once(cell, positions, message):

@@ -14,29 +14,33 @@ symmetrised.
 Sums of ``w y`` (and of ``w y U`` and ``w y U^2`` where thermal response is wanted) over blocks of ``length`` samples
 are rows of a table. When it is full, neighbouring rows are added and ``length`` doubles: the table always covers the
 whole run with 128 to 256 blocks of equal length, and one more that is being filled.
+
+:func:`observe_mean_force` is the observer that does this in the compiled loop. Its numbers are two flat arrays, as
+those of all observers::
+
+    ints     n, centres, N, moments; count (4); anchor (N); is_site (N)
+    floats   reference; centre (centres, 3); implicit share (N); y (M); the sums of BlockTable
 """
 
 from __future__ import annotations
 
-import numba
+import math
+
 import numpy as np
 
 from ..errors import validate_array
 from ..potential.cache import kernel_jit
+from .state import inlined
 
-__all__ = ["ROWS", "BlockTable", "accumulate", "add_sample", "observe"]
+__all__ = ["ROWS", "BlockTable", "MeanForceSums", "accumulate", "add_sample", "observe", "observe_mean_force"]
 
 # rows of the table; even
 ROWS = 256
 # entries of ``count``
 FULL, LENGTH, FILLED, SAMPLES = range(4)
 
-_inlined = numba.njit(
-    error_model="numpy", fastmath={"contract"}, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
 
-
-@_inlined
+@inlined
 def observe(x, v, f, w, anchor, is_site, centre, implicit_share, n_sites, virial, energy, reference, y):
     """Fill ``y`` for one configuration.
 
@@ -87,7 +91,7 @@ def observe(x, v, f, w, anchor, is_site, centre, implicit_share, n_sites, virial
     y[n + 13] = 0.5 * kinetic
 
 
-@_inlined
+@inlined
 def _merge(table):
     """Add neighbouring rows; the second half becomes zero."""
     half = table.shape[0] // 2
@@ -99,7 +103,7 @@ def _merge(table):
             table[row, c] = 0.0
 
 
-@_inlined
+@inlined
 def accumulate(y, weight, energy, count, weights, squares, sums, sums_u, sums_uu):
     """Add the sample ``y`` (M,) with ``weight`` to the current block.
 
@@ -142,22 +146,32 @@ def add_sample(y, weight, energy, count, weights, squares, sums, sums_u, sums_uu
 class BlockTable:
     """Sums over blocks of time of samples with ``width`` numbers, the entry ``energy`` among them.
 
-    ``moments``: also keep the sums of ``y U`` and ``y U^2``. The memory does not depend on the number of samples.
+    ``moments``: also keep the sums of ``y U`` and ``y U^2``. The memory does not depend on the number of samples; it
+    may be given: ``count`` (4,) and ``floats`` (:meth:`size`).
     """
 
-    def __init__(self, width: int, energy: int, moments: bool = False):
+    def __init__(self, width: int, energy: int, moments: bool = False, count=None, floats=None):
         self.width, self.energy, self.moments = width, energy, moments
+        rows = ROWS if moments else 0
+        shapes = (ROWS, 1), (width,), (ROWS, width), (rows, width), (rows, width)
+        floats = np.zeros(self.size(width, moments)) if floats is None else floats
+        self.count = np.zeros(4, np.int64) if count is None else count
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        self.weights, self.squares, self.sums, self.sums_u, self.sums_uu = (
+            floats[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True)
+        )
         self.clear()
+
+    @staticmethod
+    def size(width: int, moments: bool) -> int:
+        """Numbers in all sums together."""
+        return ROWS + width + (3 if moments else 1) * ROWS * width
 
     def clear(self) -> None:
         """Forget all samples."""
-        self.count = np.array([0, 1, 0, 0], np.int64)
-        self.weights = np.zeros((ROWS, 1))
-        self.squares = np.zeros(self.width)
-        self.sums = np.zeros((ROWS, self.width))
-        rows = ROWS if self.moments else 0
-        self.sums_u = np.zeros((rows, self.width))
-        self.sums_uu = np.zeros((rows, self.width))
+        self.count[:] = 0, 1, 0, 0
+        for array in self.arrays[1:]:
+            array[:] = 0.0
 
     @property
     def arrays(self) -> tuple:
@@ -198,3 +212,74 @@ class BlockTable:
     def variance(self) -> np.ndarray:
         """Variance of single samples, (width,)."""
         return np.maximum(self.squares / self.weights.sum() - self.mean**2, 0.0)
+
+
+# --- in the compiled loop ---------------------------------------------------------------------------------------------
+
+# entries of ``ints``
+_N_SITES, _N_CENTRES, _N_ATOMS, _MOMENTS, _COUNT, _ANCHOR = 0, 1, 2, 3, 4, 8
+
+
+@kernel_jit()
+def observe_mean_force(s, r, step, ints, floats):
+    """One sample of the mean force, for the compiled loop."""
+    n, centres, atoms = ints[_N_SITES], ints[_N_CENTRES], ints[_N_ATOMS]
+    count = ints[_COUNT:_ANCHOR]
+    anchor, is_site = ints[_ANCHOR : _ANCHOR + atoms], ints[_ANCHOR + atoms : _ANCHOR + 2 * atoms]
+    width = 3 * n + 14
+    at = 1
+    centre = floats[at : at + 3 * centres].reshape((centres, 3))
+    at += 3 * centres
+    share = floats[at : at + atoms]
+    at += atoms
+    y = floats[at : at + width]
+    at += width
+    weights = floats[at : at + ROWS].reshape((ROWS, 1))
+    at += ROWS
+    squares = floats[at : at + width]
+    at += width
+    sums = floats[at : at + ROWS * width].reshape((ROWS, width))
+    at += ROWS * width
+    rows = ROWS if ints[_MOMENTS] else 0
+    sums_u = floats[at : at + rows * width].reshape((rows, width))
+    at += rows * width
+    sums_uu = floats[at : at + rows * width].reshape((rows, width))
+    begin, end = s.first[r], s.first[r + 1]
+    observe(
+        *(s.x[begin:end], s.v[begin:end], s.f[begin:end], s.w[begin:end], anchor, is_site, centre, share, n),
+        *(s.virial[r].reshape(9), s.energy[r], floats[0], y),
+    )
+    accumulate(y, 1.0, width - 2, count, weights, squares, sums, sums_u, sums_uu)
+
+
+class MeanForceSums:
+    """The numbers of :func:`observe_mean_force` in ``ints`` and ``floats``, and views of them.
+
+    ``bound``: the mapping bound to the atoms; ``x`` (N, 3): positions, whole molecules; ``moments``: see
+    :class:`BlockTable`.
+    """
+
+    def __init__(self, bound, x, moments: bool):
+        n, atoms = bound.n_sites, bound.n_atoms
+        centre = np.array(bound.centres(x), float).reshape(-1, 3)
+        width = 3 * n + 14
+        anchor = np.array(bound.anchor_of, np.int64)
+        totals = np.bincount(anchor, bound.masses, minlength=n + bound.n_implicit)
+        share = np.where(anchor >= n, bound.masses / totals[anchor], 0.0)
+        self.ints = np.concatenate([[n, len(centre), atoms, moments, 0, 1, 0, 0], anchor, bound.is_site]).astype(
+            np.int64
+        )
+        head = np.concatenate([[0.0], centre.ravel(), share, np.zeros(width)])
+        self.floats = np.concatenate([head, np.zeros(BlockTable.size(width, moments))])
+        self.centre = self.floats[1 : 1 + centre.size].reshape(-1, 3)
+        self.y = self.floats[len(head) - width : len(head)]
+        self.table = BlockTable(width, width - 2, moments, self.ints[_COUNT:_ANCHOR], self.floats[len(head) :])
+
+    @property
+    def reference(self) -> float:
+        """Energy (eV) that is taken off the potential energy of samples."""
+        return float(self.floats[0])
+
+    @reference.setter
+    def reference(self, value: float) -> None:
+        self.floats[0] = value

@@ -1,82 +1,154 @@
-"""Engine for runs with held sites whose forces come from a NEP: compiled from one neighbour list to the next."""
+"""The CPU behind a run: forces of a NEP, and the compiled loop between two moments at which Python is due.
+
+A backend has three methods: ``evaluate`` (forces at the present positions), ``advance`` (steps towards a last one) and
+``observe`` (one sample of the observers of the loop, outside it). All it changes is in the arrays of the
+:class:`Run`.
+"""
 
 from __future__ import annotations
 
 import time
 
 import numpy as np
+from ase import units
 
 from ..potential.evaluate import EvaluationError, Evaluator, Geometry
-from ..potential.layout import PAGE
+from ..potential.simd import LANES
 from ..potential.threads import run_chunks
-from .loop import NOT_FINITE, OVERLAP, REASON, SLOT, kernel_address, run_steps
+from .loop import (
+    BAD_CELL,
+    FINISHED,
+    HOT,
+    LIST,
+    NOT_FINITE,
+    OVERLAP,
+    REASON,
+    SLOT,
+    WHERE,
+    collect,
+    ensemble_kernels,
+    kernel_address,
+    run_steps,
+)
+from .run import Run
 
-__all__ = ["NepEngine"]
+__all__ = ["BlowUp", "CpuBackend"]
 
 # a call of the compiled loop lasts about this long, so that an interrupt is seen soon
-_SECONDS_PER_CALL = 0.05
-_MAX_STEPS = 1024
+_SECONDS_PER_CALL = 0.1
+_MAX_TASKS = 8192
 # of the neighbour list, Å
-_SKIN = 1.5
+_SKIN = 1.0
+# memory for more neighbours of a site than it had when the run began
+_SPARE = 1.3
 
 
-class NepEngine:
-    """Advances a :class:`~ase_nepcg.md.held.HeldRun` by the forces of a NEP model."""
+class BlowUp(EvaluationError):
+    """A step that is finite but makes no sense."""
 
-    has_virial = True
 
-    def __init__(self, model, types, cell, pbc, *, threads=None, temperature_K=None):
+class CpuBackend:
+    """Advances a :class:`Run` by the forces of a NEP model on the cores of this machine."""
+
+    def __init__(self, model, *, threads=None, temperature_K=None, skin=_SKIN):
         self._evaluator = Evaluator(model, threads=threads, temperature_K=temperature_K)
-        # for a few hundred atoms a list costs as much as two evaluations; this one holds four times as long as usual
-        self._evaluator.neighbors.skin = _SKIN
-        self._types, self._cell, self._pbc = types, cell, pbc
-        self._steps_per_call = 8
-        self._address = None
+        self._evaluator.neighbors.skin = skin
+        self._tasks = 32
 
-    def _geometry(self, x):
-        return Geometry(x, self._cell, self._pbc, self._types)
+    @property
+    def builds(self) -> int:
+        """Neighbour lists made so far."""
+        return self._evaluator.neighbors.builds
 
-    def begin(self, run) -> float:
-        """Forces at the present positions into ``run.f``; returns the potential energy."""
-        result = self._evaluator(self._geometry(run.x))
-        run.f[:] = result.forces
-        return result.energy
+    def _prepare(self, run, virials):
+        s = run.state
+        near = self._evaluator.neighbors
+        spare = 0 if near.arrays is None else int((_SPARE - 1.0) * near.longest) + 8
+        return self._evaluator.prepare(Geometry(s.x, s.cell, s.pbc, s.types, s.first), virials=virials, spare=spare)
 
-    def advance(self, run, last_step: int, sample_from: int) -> None:
-        """Some steps towards ``last_step``, about 0.05 s; steps after ``sample_from`` are sampled.
+    def evaluate(self, run: Run, virials: bool = False) -> None:
+        """Energies, forces and virials at the present positions, into the state; EvaluationError if there are none."""
+        arguments, threads = self._prepare(run, virials)
+        run_chunks(self._evaluator.kernel, arguments, threads)
+        collect(run.state, tuple(arguments), virials, self._evaluator.chunk_first, run.progress)
+        self._raise(run, arguments)
+        drive = ensemble_kernels(run.ensemble)[3]
+        if drive is not None:
+            if run.ensemble.per_site and not virials:
+                self.evaluate(run, virials=True)
+                return
+            drive(run.state, run.h, run.p, run.q, run.step)
+
+    def advance(self, run: Run, last_step: int) -> None:
+        """Some steps towards ``last_step``, at most about 0.1 s.
 
         Raises EvaluationError where a step cannot be completed; ``run.rewind()`` leads back to its beginning.
         """
-        arguments, threads = self._evaluator.prepare(self._geometry(run.x))
-        near = self._evaluator.neighbors
-        if self._address is None:
-            if not self._evaluator.kernel.overloads:  # taken up from a checkpoint: nothing has been evaluated yet
-                self._evaluator(self._geometry(run.x))
-                arguments, threads = self._evaluator.prepare(self._geometry(run.x))
-            self._address = kernel_address(self._evaluator.kernel)
-        begin, first = time.perf_counter(), run.step
+        s, evaluator = run.state, self._evaluator
+        virials = run.ensemble.per_site or bool(run.calendar.table[:, -1].any())
+        arguments, threads = self._prepare(run, virials)
+        if not evaluator.kernel.overloads:  # taken up from a checkpoint: nothing has been evaluated yet
+            run_chunks(evaluator.kernel, arguments, threads)
+            arguments, threads = self._prepare(run, virials)
+        begin, end, drive = run.addresses()
+        started, first = time.perf_counter(), run.step
+        near = evaluator.neighbors
         run_chunks(
             run_steps,
             (
-                *(self._address, tuple(arguments)),
-                *(np.zeros((self._steps_per_call, SLOT), np.int64), np.zeros(16, np.int64)),
-                *(near.origin, near.offset, near.farthest**2, -(-len(run.x) // PAGE), threads),
-                *(last_step, sample_from, run.interval, run.progress),
-                *(run.x, run.v, run.f, run.backup, run.w, *run.groups, run.centre, run.h, run.c, run.kT, run.seed),
-                *(run.anchor, run.is_site, run.implicit_share, run.reference, run.virial, run.y, *run.table.arrays),
+                *(kernel_address(evaluator.kernel), tuple(arguments), begin, end, drive, run.ensemble.per_site),
+                *(np.zeros((self._tasks, SLOT), np.int64), np.zeros(16, np.int64), near.arrays),
+                *(arguments.capacity - len(near.arrays.cutoffs) * LANES, threads, last_step, run.progress),
+                *(s, run.backup, run.h, run.p, run.q, evaluator.chunk_first, run.limits, run.calendar),
             ),
             threads,
         )
-        seconds, done = time.perf_counter() - begin, run.step - first
-        if done == self._steps_per_call:
-            factor = min(_SECONDS_PER_CALL / max(seconds, 1e-9), 2.0)
-            self._steps_per_call = int(min(max(done * factor, 1), _MAX_STEPS))
-        reason = run.progress[REASON]
+        seconds, done = time.perf_counter() - started, run.step - first
+        if seconds > 0 and done and run.progress[REASON] == FINISHED and run.step < last_step:
+            factor = min(max(_SECONDS_PER_CALL / seconds, 0.25), 4.0)
+            self._tasks = int(min(max(self._tasks * factor, 8), _MAX_TASKS))
+        if run.progress[REASON] == LIST:
+            # the next call makes room for it
+            near.forget()
+        else:
+            self._raise(run, arguments)
+
+    def _raise(self, run, arguments) -> None:
+        reason, where = run.progress[REASON], run.progress[WHERE]
+        s = run.state
+        which = f" of replica {where}" if len(s.seed) > 1 else ""
         if reason == OVERLAP:
             self._evaluator.check_overlap(arguments.status)
         if reason == NOT_FINITE:
-            bad = np.flatnonzero(~np.isfinite(run.f).all(axis=1))
-            where = (
-                f"the force on atom {bad[0]} is {run.f[bad[0]].tolist()}" if len(bad) else "the energy is not finite"
+            begin, end = s.first[where], s.first[where + 1]
+            bad = np.flatnonzero(~np.isfinite(s.f[begin:end]).all(axis=1))
+            raise EvaluationError(
+                f"the force on atom {bad[0]}{which} is {s.f[begin + bad[0]].tolist()}"
+                if len(bad)
+                else f"the energy{which} is not finite"
             )
-            raise EvaluationError(where)
+        if reason in (HOT, BAD_CELL):
+            raise BlowUp(_describe(run, where, which))
+
+
+def _describe(run, where: int, which: str) -> str:
+    """What is wrong with a step that was given up for the limits of the run."""
+    s = run.state
+    sites = slice(s.first[where], s.first[where + 1])
+    kinetic, speed, smallest, largest = run.limits[where]
+    volume = abs(np.linalg.det(s.cell[where]))
+    if run.progress[REASON] == BAD_CELL:
+        return (
+            f"the volume{which} is {volume:.6g} Å³, expected {smallest:.6g} to {largest:.6g} Å³: the cell collapses or "
+            "flies apart"
+        )
+    v2 = (s.v[sites] ** 2).sum(axis=1)
+    worst = int(np.argmax(v2))
+    if np.sqrt(v2[worst]) > speed:
+        return (
+            f"atom {worst}{which} moves {np.sqrt(v2[worst]) * run.h:.3g} Å in one step, expected at most "
+            f"{speed * run.h:.3g} Å"
+        )
+    scale = 2.0 / (s.n_dof[where] * units.kB)
+    energy = 0.5 * (s.m[sites] * v2).sum()
+    return f"the temperature{which} is {energy * scale:.4g} K, expected at most {kinetic * scale:.4g} K"

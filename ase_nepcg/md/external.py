@@ -8,8 +8,7 @@ from ase.constraints import FixBondLengths, FixLinearTriatomic
 
 from ..constraints import FixBeads
 from ..potential.evaluate import EvaluationError
-from .integrate import step_begin
-from .loop import PHASE, complete_step
+from .loop import PHASE, complete_step, ensemble_kernels
 from .noise import fill_normals
 
 __all__ = ["CalculatorEngine"]
@@ -43,6 +42,7 @@ class CalculatorEngine:
         if self.rigid:
             self._settle(run)
         energy, run.f[:] = self._evaluate(run)
+        run.state.energy[0] = energy
         if self.atoms.cell.rank == 3:
             # asked last: a calculator that cannot do these atoms at all may say so with the same exception
             try:
@@ -61,24 +61,19 @@ class CalculatorEngine:
         if run.step >= last_step:
             return
         self._place(run.x)
-        run.backup[:] = run.x, run.v, run.f
+        run.sample_after(sample_from)
+        old = run.backup
+        old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = run.x, run.v, run.f, run.state.cell, run.q
         run.progress[PHASE] = 1
         if self.rigid:
             self._begin_rigid(run)
         else:
-            step_begin(
-                *(run.x, run.v, run.f, run.w, *run.groups, run.centre[: run.bound.n_sites]),
-                *(run.h, run.c, run.kT, run.seed, run.step + 1),
-            )
-        energy, forces = self._evaluate(run)
-        run.f[:] = forces
+            ensemble_kernels(run.ensemble)[0](run.state, run.h, run.p, run.q, run.step + 1)
+        run.state.energy[0], run.f[:] = self._evaluate(run)
         if self.rigid:
             self._kick(run)
-        complete_step(
-            *(not self.rigid, run.h, *run.groups, sample_from, run.interval, run.progress, run.x, run.v, run.f, run.w),
-            *(run.centre, run.anchor, run.is_site, run.implicit_share, energy, run.reference, run.virial, run.y),
-            *run.table.arrays,
-        )
+        end = 0 if self.rigid else run.addresses()[1]
+        complete_step(end, run.state, run.h, run.p, run.q, run.progress, run.calendar)
 
     # --- forces ---------------------------------------------------------------------------------------------------
 
@@ -123,10 +118,10 @@ class CalculatorEngine:
             constraint.adjust_positions(self.atoms, x)
 
     def _project(self, run):
-        momenta = run.v / run.w[:, None]
+        momenta = run.v / run.state.w[:, None]
         for constraint in self._constraints:
             constraint.adjust_momenta(self.atoms, momenta)
-        run.v[:] = momenta * run.w[:, None]
+        run.v[:] = momenta * run.state.w[:, None]
 
     def _settle(self, run):
         """Positions and velocities that obey the rigid bonds."""
@@ -141,7 +136,7 @@ class CalculatorEngine:
         for constraint in self.rigid:
             if hasattr(constraint, "redistribute_forces_md"):
                 constraint.redistribute_forces_md(self.atoms, forces)
-        run.v += 0.5 * run.h * run.w[:, None] * forces
+        run.v[:] += 0.5 * run.h * run.state.w[:, None] * forces
         self._project(run)
 
     def _drift(self, run, h):
@@ -158,7 +153,7 @@ class CalculatorEngine:
             self._drift(run, 0.5 * run.h)
             noise = np.empty_like(run.v)
             fill_normals(run.seed, run.step + 1, noise)
-            run.v[:] = run.c * run.v + np.sqrt((1.0 - run.c**2) * run.kT * run.w)[:, None] * noise
+            run.v[:] = run.c * run.v + np.sqrt((1.0 - run.c**2) * run.kT * run.state.w)[:, None] * noise
             self._project(run)
             self._drift(run, 0.5 * run.h)
         else:

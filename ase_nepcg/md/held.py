@@ -1,17 +1,31 @@
-"""State of a run with held sites: what an engine advances, what a checkpoint stores."""
+"""Runs with held sites: Langevin or constant energy, with the averages of :mod:`~ase_nepcg.md.accumulate`."""
 
 from __future__ import annotations
 
+import functools
+
+import numba
 import numpy as np
 
-from .accumulate import BlockTable
-from .integrate import draw_velocities
-from .loop import PHASE, REASON, STEP
+from .accumulate import MeanForceSums, observe_mean_force
+from .cpu import CpuBackend
+from .ensembles.langevin import Langevin
+from .ensembles.nve import NVE
+from .loop import Calendar, kernel_address
+from .run import Run
+from .state import make_state
+from .steps import draw_velocities
 
-__all__ = ["HeldRun"]
+__all__ = ["HeldRun", "NepEngine"]
 
 
-class HeldRun:
+@functools.cache
+def _address(signature) -> int:
+    observe_mean_force.compile(signature)
+    return kernel_address(observe_mean_force)
+
+
+class HeldRun(Run):
     """Atoms that move while the sites of a mapping stay where they are.
 
     Parameters
@@ -30,58 +44,127 @@ class HeldRun:
         Keep the moments with the energy that thermal response needs.
     seed
         Of velocities and noise, 0 to 2^63 - 1.
-
-    Everything that changes during the run is in arrays, so that a kernel call or an interrupt leaves no half-way state
-    behind: ``x``, ``v``, ``f`` (N, 3), ``virial`` (9,), ``progress`` (step, phase, reason), ``table`` (averages).
     """
 
     def __init__(self, bound, x, *, timestep, kT, damping, interval, moments, seed):
         n = bound.n_atoms
-        self.bound = bound
-        self.x = np.array(x, float)
-        self.v, self.f = np.zeros((n, 3)), np.zeros((n, 3))
-        self.backup = np.zeros((3, n, 3))
-        self.virial = np.zeros(9)
-        self.progress = np.zeros(3, np.int64)
-        self.w = 1.0 / bound.masses
-        sizes = np.array([len(group) for group in bound.groups], np.int64)
-        self.start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.members = np.concatenate([*bound.groups, np.zeros(0, int)]).astype(np.int64)
-        site = np.repeat(np.arange(len(sizes)), sizes)
-        self.share = bound.masses[self.members] / bound.site_masses[site]
-        self.anchor = np.array(bound.anchor_of, np.int64)
-        self.is_site = np.array(bound.is_site, np.bool_)
-        totals = np.bincount(self.anchor, bound.masses, minlength=bound.n_sites + bound.n_implicit)
-        self.implicit_share = np.where(self.anchor >= bound.n_sites, bound.masses / totals[self.anchor], 0.0)
-        self.centre = np.array(bound.centres(self.x), float).reshape(-1, 3)
-        self.h, self.kT, self.c = float(timestep), float(kT), float(damping)
-        self.interval, self.seed = int(interval), int(seed)
-        self.reference = 0.0
-        self.y = np.zeros(3 * bound.n_sites + 14)
-        self.table = BlockTable(len(self.y), len(self.y) - 2, moments)
-        draw_velocities(self.v, self.w, *self.groups, self.kT, self.seed, 0)
+        state = make_state(
+            *([np.array(x, float)], [np.zeros((n, 3))], [bound.masses], [np.zeros(n)]),
+            *(np.eye(3), np.zeros(3)),
+            groups=[bound.groups],
+            seeds=[int(seed)],
+            n_dof=[float(bound.n_dof)],
+        )
+        super().__init__(state, Langevin, float(timestep), np.array([[kT, damping]], float), np.zeros((1, 1)))
+        self.bound, self.interval = bound, int(interval)
+        self.sums = MeanForceSums(bound, self.x, moments)
+        self.c = damping
+        draw_velocities(state, float(kT), 0)
+
+    def sample_after(self, step: int) -> None:
+        """Steps after ``step`` are sampled."""
+        if len(self.calendar.table) and self.calendar.table[0, 3] == step:
+            return
+        sums = self.sums
+        signature = (
+            *(numba.typeof(self.state), numba.int64, numba.int64, numba.typeof(sums.ints), numba.typeof(sums.floats)),
+        )
+        row = [_address(signature), 0, self.interval, step, 0, len(sums.ints), 0, len(sums.floats), 0]
+        self.calendar = Calendar(np.array([row], np.int64), sums.ints, sums.floats)
 
     @property
-    def groups(self) -> tuple:
-        """The groups as the kernels take them: start, members, share."""
-        return self.start, self.members, self.share
+    def x(self) -> np.ndarray:
+        return self.state.x
 
     @property
-    def step(self) -> int:
-        """Steps that are complete."""
-        return int(self.progress[STEP])
+    def v(self) -> np.ndarray:
+        return self.state.v
 
     @property
-    def observation(self) -> tuple:
-        """What :func:`~ase_nepcg.md.accumulate.observe` takes before the virial."""
-        return self.anchor, self.is_site, self.centre, self.implicit_share, self.bound.n_sites
+    def f(self) -> np.ndarray:
+        return self.state.f
 
-    def rewind(self) -> None:
-        """Back to the beginning of a step that was not completed."""
-        if self.progress[PHASE]:
-            self.x[:], self.v[:], self.f[:] = self.backup
-            self.progress[PHASE] = 0
-        self.progress[REASON] = 0
+    @property
+    def virial(self) -> np.ndarray:
+        """Of the potential, (9,) eV; a view."""
+        return self.state.virial.reshape(9)
+
+    @property
+    def y(self) -> np.ndarray:
+        """The last sample."""
+        return self.sums.y
+
+    @property
+    def table(self):
+        """Averages (:class:`~ase_nepcg.md.accumulate.BlockTable`)."""
+        return self.sums.table
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Centres (Å) of the sites, and of implicit molecules in the last sample."""
+        return self.sums.centre
+
+    @property
+    def reference(self) -> float:
+        """Energy (eV) that is taken off the potential energy of samples."""
+        return self.sums.reference
+
+    @reference.setter
+    def reference(self, value: float) -> None:
+        self.sums.reference = value
+
+    @property
+    def kT(self) -> float:
+        """Of the thermostat, eV."""
+        return float(self.p[0, 0])
+
+    @kT.setter
+    def kT(self, value: float) -> None:
+        self.p[0, 0] = value
+
+    @property
+    def seed(self) -> int:
+        return int(self.state.seed[0])
+
+    @property
+    def c(self) -> float:
+        """Damping of the velocities per step; 1: constant energy."""
+        return float(self.p[0, 1])
+
+    @c.setter
+    def c(self, value: float) -> None:
+        self.p[0, 1] = value
+        self.ensemble = Langevin if value < 1.0 else NVE
 
     def kinetic_energy(self) -> float:
-        return float(0.5 * (self.v**2 / self.w[:, None]).sum())
+        return float(0.5 * (self.state.m[:, None] * self.v**2).sum())
+
+
+class NepEngine:
+    """Advances a :class:`HeldRun` by the forces of a NEP model."""
+
+    has_virial = True
+
+    def __init__(self, model, types, cell, pbc, *, threads=None, temperature_K=None):
+        # for a few hundred atoms a list costs as much as an evaluation; this one holds longer than usual
+        self.backend = CpuBackend(model, threads=threads, temperature_K=temperature_K, skin=1.5)
+        self._geometry = types, cell, pbc
+
+    def _enter(self, run) -> None:
+        s = run.state
+        s.types[:], s.cell[0], s.pbc[0] = self._geometry
+
+    def begin(self, run) -> float:
+        """Forces at the present positions into ``run.f``; returns the potential energy."""
+        self._enter(run)
+        self.backend.evaluate(run)
+        return float(run.state.energy[0])
+
+    def advance(self, run, last_step: int, sample_from: int) -> None:
+        """Some steps towards ``last_step``, about 0.1 s; steps after ``sample_from`` are sampled.
+
+        Raises EvaluationError where a step cannot be completed; ``run.rewind()`` leads back to its beginning.
+        """
+        self._enter(run)
+        run.sample_after(sample_from)
+        self.backend.advance(run, last_step)

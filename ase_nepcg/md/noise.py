@@ -13,14 +13,14 @@ import numpy as np
 
 from ..potential.cache import kernel_jit
 
-__all__ = ["fill_normals", "normals"]
+__all__ = ["fill_normals", "normals", "uniforms"]
 
 # multipliers of the two products of a round and increments of the two key words
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
-_inlined = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_inlined = numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @_inlined
@@ -34,10 +34,27 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @_inlined
-def normals(seed, step, atom):
-    """Four independent standard normal numbers for one atom in one step."""
+def words(seed, step, atom, stream):
+    """Four random 32-bit words (as uint64)."""
     seed, step = np.uint64(seed), np.uint64(step)
-    a, b, c, d = philox(step & _LOW, step >> _SHIFT, np.uint64(atom), np.uint64(0), seed & _LOW, seed >> _SHIFT)
+    return philox(step & _LOW, step >> _SHIFT, np.uint64(atom), np.uint64(stream), seed & _LOW, seed >> _SHIFT)
+
+
+@_inlined
+def uniforms(seed, step, index, stream):
+    """Four independent numbers, uniform in (0, 1)."""
+    a, b, c, d = words(seed, step, index, stream)
+    scale = 1.0 / 4294967296.0
+    return (float(a) + 0.5) * scale, (float(b) + 0.5) * scale, (float(c) + 0.5) * scale, (float(d) + 0.5) * scale
+
+
+@_inlined
+def normals(seed, step, atom, stream=0):
+    """Four independent standard normal numbers for one atom in one step.
+
+    ``stream``: 0 for atoms; others are for noise that belongs to the whole system, numbered by ``atom``.
+    """
+    a, b, c, d = words(seed, step, atom, stream)
     scale = 1.0 / 4294967296.0
     r = math.sqrt(-2.0 * math.log((float(a) + 0.5) * scale))
     s = math.sqrt(-2.0 * math.log((float(c) + 0.5) * scale))

@@ -170,7 +170,7 @@ class Sampler:
 
     def _make_engine(self, atoms, others):
         if isinstance(atoms.calc, NEP) and not others:
-            from ..md.cpu import NepEngine
+            from ..md.held import NepEngine
 
             parameters = atoms.calc.parameters
             engine = NepEngine(
@@ -266,7 +266,7 @@ class Sampler:
                 half = run.table.blocks[run.table.full // 2 :]
                 wanted = (half[:, -2] + half[:, -1]).mean() - run.y[-2]
                 if wanted > 0:
-                    run.v *= math.sqrt(wanted / run.y[-1])
+                    run.v[:] *= math.sqrt(wanted / run.y[-1])
             run.c = 1.0
         run.table.clear()
         self._producing = True

@@ -34,7 +34,11 @@ from numba.core.serialize import dumps
 __all__ = ["cache_directory", "kernel_jit", "source_hash"]
 
 # where kernels are written, and the rooms whose functions they may use
-_ROOMS = {"potential": ("potential", "md"), "training": ("potential", "training/kernels")}
+_ROOMS = {
+    "potential": ("potential",),
+    "md": ("potential", "md", "md/ensembles", "md/observers"),
+    "training": ("potential", "training/kernels"),
+}
 # files of kernels whose sources changed are removed when they have not been used for this long
 _KEEP_DAYS = 30
 # no reassociation: sums keep their order, NaN stays NaN; a*b + c may be fused
@@ -43,7 +47,7 @@ _OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "
 
 @functools.cache
 def source_hash(room: str = "potential") -> str:
-    """Hash over the text of every module that kernels of a room ("potential", with md, or "training") are made of."""
+    """Hash over the text of every module that kernels of a room ("potential", "md" or "training") are made of."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for part in _ROOMS[room]:
@@ -163,7 +167,7 @@ def kernel_jit(*key, **options):
             # (md.loop.kernel_address) would find the wrong one
             function.__qualname__ += "_" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         dispatcher = numba.njit(**(_OPTIONS | options))(function)
-        room = "training" if ".training." in function.__module__ else "potential"
+        room = next((room for room in ("training", "md") if f".{room}." in function.__module__), "potential")
         dispatcher._cache = _KernelCache(name, key, room)
         return dispatcher
 

@@ -34,12 +34,15 @@ class Geometry:
     """Sites of one configuration.
 
     positions (N, 3) and cell (3, 3, rows are vectors) in Å, pbc (3,) bool, types (N,) index into ``model.species``.
+    With ``first`` (R + 1,), the sites of R independent configurations one after the other, those of r from first[r] on;
+    cell (R, 3, 3) and pbc (R, 3).
     """
 
     positions: np.ndarray
     cell: np.ndarray
     pbc: np.ndarray
     types: np.ndarray
+    first: np.ndarray | None = None
 
     def __post_init__(self):
         positions = np.ascontiguousarray(self.positions, float)
@@ -50,8 +53,11 @@ class Geometry:
             raise ValueError(f"positions: expected shape (N, 3), got {positions.shape}")
         if types.shape != (len(positions),):
             raise ValueError(f"types: expected shape ({len(positions)},), got {types.shape}")
-        if cell.shape != (3, 3) or pbc.shape != (3,):
-            raise ValueError(f"expected cell (3, 3) and pbc (3,), got {cell.shape} and {pbc.shape}")
+        replicas = () if self.first is None else (len(self.first) - 1,)
+        if cell.shape != (*replicas, 3, 3) or pbc.shape != (*replicas, 3):
+            raise ValueError(
+                f"expected cell {(*replicas, 3, 3)} and pbc {(*replicas, 3)}, got {cell.shape} and {pbc.shape}"
+            )
         for name, value in (("positions", positions), ("cell", cell)):
             if not np.isfinite(value).all():
                 row = np.argwhere(~np.isfinite(value))[0][0]
@@ -128,6 +134,7 @@ class Evaluator:
         self.neighbors = NeighborList()
         self.kernel = build_kernel(Shape.of(model))
         self._given_types = None
+        self._first = None
         self._present = None
         self._buffers = {}
         self._work_key = None
@@ -158,30 +165,33 @@ class Evaluator:
             descriptors=arguments.descriptors.reshape(n, -1) * self.model.q_scaler if descriptors else None,
         )
 
-    def prepare(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False):
+    def prepare(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False, spare: int = 0):
         """The :class:`KernelArguments` of :attr:`kernel` for this geometry, and the number of threads.
 
+        ``spare``: memory for so many more neighbours of a site than it has now, if the caller renews the list.
         The buffers belong to the evaluator and serve its next call too.
         """
         n = len(geometry.positions)
         if n == 0:
             raise EvaluationError("there are no sites to evaluate")
-        if not np.array_equal(geometry.types, self._given_types):
+        first = np.array([0, n]) if geometry.first is None else geometry.first
+        if not (np.array_equal(geometry.types, self._given_types) and np.array_equal(first, self._first)):
             self._sort_types(geometry.types)
+            self._divide(first)
         types, chunks = self._types, self._chunks
         n_chunks = len(chunks) - 1
         threads = min(self.threads or default_threads(), n_chunks)
 
         near, p = self.neighbors, self._parameters
-        near.update(geometry.positions, geometry.cell, geometry.pbc, types, p.cutoffs, chunks, threads)
+        near.update(geometry.positions, geometry.cell, geometry.pbc, types, p.cutoffs, chunks, threads, first)
         n_types = len(p.cutoffs)
-        capacity = padded(near.longest) + n_types * LANES
+        capacity = padded(near.longest + spare) + n_types * LANES
         work, place = self._workspace(capacity, n_types, threads)
         return KernelArguments(
             positions=near.positions,
             types=types,
             seg=near.seg,
-            neighbors=near.neighbors,
+            neighbors=near.arrays.neighbors,
             shifts=near.shifts,
             capacity=capacity,
             pair=p.pair,
@@ -223,7 +233,6 @@ class Evaluator:
 
     def _sort_types(self, given: np.ndarray) -> None:
         """Number the types that occur 0, 1, ...; parameters of the others are left out."""
-        n = len(given)
         if given.min() < 0 or given.max() >= self.model.n_types:
             raise ValueError(
                 f"types: expected numbers from 0 to {self.model.n_types - 1}, got {given.min()} to {given.max()}"
@@ -234,9 +243,17 @@ class Evaluator:
             self._parameters = Parameters(self.model, present)
             self._present = present
         self._types = (np.cumsum(counts > 0) - 1).astype(np.int32)[given]
-        n_chunks = min(-(-n // _SITES_PER_CHUNK), _MAX_CHUNKS if n < _MANY_SITES else _FEWER_CHUNKS)
-        self._chunks = np.linspace(0, n, n_chunks + 1).astype(np.int64)
         self._given_types = given.copy()
+
+    def _divide(self, first: np.ndarray) -> None:
+        """Chunks of sites; each configuration is divided as it would be alone."""
+        ends, counts = [np.zeros(1, np.int64)], []
+        for begin, end in zip(first[:-1].tolist(), first[1:].tolist(), strict=True):
+            n = end - begin
+            counts.append(min(-(-n // _SITES_PER_CHUNK), _MAX_CHUNKS if n < _MANY_SITES else _FEWER_CHUNKS))
+            ends.append(begin + np.linspace(0, n, counts[-1] + 1).astype(np.int64)[1:])
+        self._first, self._chunks = np.array(first), np.concatenate(ends)
+        self.chunk_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def _workspace(self, capacity: int, n_types: int, threads: int):
         if self._work_key != (capacity, n_types, threads):

@@ -31,8 +31,7 @@ from ase.io import read
 import ase_nepcg
 from ase_nepcg import NEP, FixBeads, Mapping, sample_mean_force
 from ase_nepcg.labels import get_types
-from ase_nepcg.md.cpu import NepEngine
-from ase_nepcg.md.held import HeldRun
+from ase_nepcg.md.held import HeldRun, NepEngine
 from ase_nepcg.potential.threads import run_chunks
 
 HERE = Path(__file__).resolve().parent

@@ -1,0 +1,154 @@
+"""Several runs that are advanced together: small systems alone cannot keep all cores busy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..potential.evaluate import EvaluationError
+from .loop import WHERE, Backup, Calendar
+from .run import Run
+from .setup import MDError
+from .state import State
+
+__all__ = ["Batch"]
+
+# arrays of the state with one row per replica, per site, per group member and per group
+_PER_REPLICA = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
+_PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials")
+
+
+class Batch:
+    """Runs of the same model, time step and kind of ensemble, advanced by one compiled loop.
+
+    Made by ``MD.batch([...])``. Every run (:class:`~ase_nepcg.MD`) keeps its own atoms (different numbers, cells),
+    temperature, pressure, seed, observers, outputs and checkpoint, gives bit for bit what it would give alone, and can
+    be used on its own afterwards.
+
+    Raises MDError for runs that do not fit together.
+    """
+
+    def __init__(self, runs):
+        self.runs = list(runs)
+        if not self.runs:
+            raise MDError("a batch needs at least one run")
+        first = self.runs[0]
+        for k, other in enumerate(self.runs[1:], 1):
+            for what, a, b in (
+                ("model", first.calc.model, other.calc.model),
+                ("temperature_K of the model", *(run.calc.parameters.temperature_K for run in (first, other))),
+                ("time step", first.timestep_fs, other.timestep_fs),
+                ("kind of ensemble", type(first.ensemble).__name__, type(other.ensemble).__name__),
+                ("number of variables of the ensemble", first.simulation.q.shape, other.simulation.q.shape),
+                ("number of steps made", first.nsteps, other.nsteps),
+            ):
+                if a != b:
+                    raise MDError(f"runs of a batch need the same {what}: run 0 has {a}, run {k} has {b}")
+        if len({id(run) for run in self.runs}) < len(self.runs) or len({id(run.atoms) for run in self.runs}) < len(
+            self.runs
+        ):
+            raise MDError("two runs of the batch are, or share, the same atoms: give each its own copy")
+        if len({id(run.calc) for run in self.runs}) < len(self.runs):
+            raise MDError("two runs of the batch share a calculator, which holds the results of one: give each its own")
+        self._backend = first._backend
+
+    @property
+    def nsteps(self) -> int:
+        """Steps that are complete."""
+        return self.runs[0].nsteps
+
+    def _join(self) -> Run:
+        """One simulation of all replicas; the runs' own arrays become views of its arrays."""
+        parts = [run.simulation for run in self.runs]
+        states = [part.state for part in parts]
+        sites = np.cumsum([0, *(len(s.x) for s in states)])
+        groups = np.cumsum([0, *(len(s.held) for s in states)])
+        members = np.cumsum([0, *(len(s.members) for s in states)])
+        joined = {name: np.concatenate([getattr(s, name) for s in states]) for name in (*_PER_REPLICA, *_PER_SITE)}
+        state = State(
+            **joined,
+            first=sites.astype(np.int64),
+            group_first=groups.astype(np.int64),
+            start=np.concatenate([[0], *(s.start[1:] + at for s, at in zip(states, members, strict=False))]).astype(
+                np.int64
+            ),
+            members=np.concatenate([s.members + at for s, at in zip(states, sites, strict=False)]),
+            share=np.concatenate([s.share for s in states]),
+            held=np.concatenate([s.held for s in states]),
+        )
+        ints, floats, table = [], [], []
+        at = np.zeros(2, np.int64)
+        for r, part in enumerate(parts):
+            rows = part.calendar.table.copy()
+            rows[:, 1] = r
+            rows[:, 4:6] += at[0]
+            rows[:, 6:8] += at[1]
+            table.append(rows)
+            ints.append(part.calendar.ints)
+            floats.append(part.calendar.floats)
+            at += np.array([len(part.calendar.ints), len(part.calendar.floats)])
+        whole = Run(
+            state,
+            parts[0].ensemble,
+            parts[0].h,
+            np.concatenate([part.p for part in parts]),
+            np.concatenate([part.q for part in parts]),
+            np.concatenate([part.limits for part in parts]),
+            Calendar(np.concatenate(table), np.concatenate(ints), np.concatenate(floats)),
+            parts[0].progress.copy(),
+        )
+        at = np.zeros(2, np.int64)
+        for r, (run, part) in enumerate(zip(self.runs, parts, strict=True)):
+            mine, one = slice(sites[r], sites[r + 1]), slice(r, r + 1)
+            views = {name: getattr(state, name)[mine] for name in _PER_SITE}
+            views |= {name: getattr(state, name)[one] for name in _PER_REPLICA}
+            views["held"] = state.held[groups[r] : groups[r + 1]]
+            part.state = part.state._replace(**views)
+            part.p, part.q, part.limits = whole.p[one], whole.q[one], whole.limits[one]
+            old = whole.backup
+            part.backup = Backup(old.x[mine], old.v[mine], old.f[mine], old.cell[one], old.q[one])
+            # all runs count the same steps
+            part.progress = whole.progress
+            own = part.calendar
+            end = at + np.array([len(own.ints), len(own.floats)])
+            part.calendar = Calendar(
+                own.table, whole.calendar.ints[at[0] : end[0]], whole.calendar.floats[at[1] : end[1]]
+            )
+            for handle, row in zip(run.handles, own.table, strict=True):
+                handle.ints, handle.floats = part.calendar.ints[row[4] : row[5]], part.calendar.floats[row[6] : row[7]]
+            at = end
+        return whole
+
+    def run(self, steps: int) -> bool:
+        """Advance all runs by ``steps``."""
+        runs = self.runs
+        for run in runs:
+            run._begin(steps)
+        whole = self._join()
+        last = whole.step + steps
+        with runs[0]._bar(steps) as bar:
+            try:
+                while whole.step < last:
+                    target = min(last, *(run._next_due() for run in runs))
+                    while whole.step < target:
+                        first = whole.step
+                        try:
+                            self._backend.advance(whole, target)
+                        except (EvaluationError, ValueError) as error:
+                            guilty = runs[int(whole.progress[WHERE])]
+                            whole.rewind()
+                            guilty._fail(f"step {whole.step + 1} cannot be completed: {error}", error)
+                        for run in runs:
+                            run._check_energy(first)
+                        bar.update(whole.step - first)
+                        runs[0]._report(bar)
+                    for run in runs:
+                        run._call()
+                        run._save_if_due()
+            finally:
+                whole.rewind()
+                for run in runs:
+                    # each counts for itself again
+                    run.simulation.progress = whole.progress.copy()
+                    run._sync()
+                    run._save()
+        return True
