@@ -25,7 +25,7 @@ FIELD = (3e-3, -2e-3, 1e-3)
 @numba.njit
 def all_driving_forces(s, p, out):
     for i in range(len(out)):
-        out[i, 0], out[i, 1], out[i, 2] = driving_force(s, i, p)
+        out[i, 0], out[i, 1], out[i, 2] = driving_force(i, s.virials, s.energies, p)
 
 
 @numba.njit

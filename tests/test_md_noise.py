@@ -30,15 +30,57 @@ def draw(seed, step, n):
     return out
 
 
+def ziggurat(edges, words_of, which, bits):
+    """The method as published, in plain Python: layers, wedges, tail."""
+    attempt = 0
+    while True:
+        layer, place = bits % 256, bits // 256
+        u = (place + 0.5) / 2**33 - 1
+        z = u * edges[layer]
+        if abs(z) < edges[layer + 1]:
+            return z
+        if layer == 0:
+            while True:
+                a, b, _, _ = words_of(256 + 4 * attempt + which)
+                x, y = -np.log((a + 0.5) / 2**32) / edges[1], -np.log((b + 0.5) / 2**32)
+                attempt += 1
+                if 2 * y > x * x:
+                    return np.copysign(edges[1] + x, u)
+        a, _, c, d = words_of(256 + 4 * attempt + which)
+        f = np.exp(-0.5 * np.array([edges[layer], edges[layer + 1], z]) ** 2)
+        if f[0] + (a + 0.5) / 2**32 * (f[1] - f[0]) < f[2]:
+            return z
+        bits = c * 2**10 + d // 2**22
+        attempt += 1
+
+
 def test_compiled_numbers_are_those_of_the_formula():
-    seed, step = 2**40 + 3, 2**33 + 5
-    out = draw(seed, step, 4)
-    for i in range(4):
-        words = (step % 2**32, step // 2**32, i, 0, seed % 2**32, seed // 2**32)
-        u = (np.array(philox.py_func(*map(np.uint64, words)), float) + 0.5) / 2**32
-        first, second = np.sqrt(-2 * np.log(u[[0, 2]]))
-        expected = first * np.cos(2 * np.pi * u[1]), first * np.sin(2 * np.pi * u[1]), second * np.cos(2 * np.pi * u[3])
-        np.testing.assert_allclose(out[i], expected, rtol=1e-13)
+    seed, step, n = 2**40 + 3, 2**33 + 5, 3000
+    # layers of equal area, from the tail inwards
+    edge = 3.6541528853610088
+    area = edge * np.exp(-0.5 * edge**2) + np.sqrt(2 * np.pi) * stats.norm.sf(edge)
+    edges = [area / np.exp(-0.5 * edge**2), edge]
+    while len(edges) < 256:
+        edges.append(np.sqrt(-2 * np.log(area / edges[-1] + np.exp(-0.5 * edges[-1] ** 2))))
+    assert edges[-1] * (1 - np.exp(-0.5 * edges[-1] ** 2)) == pytest.approx(area, rel=1e-6)
+    edges.append(0.0)
+    out = draw(seed, step, n)
+    rejected = 0
+    for i in range(n):
+
+        def words_of(stream, i=i):
+            counter = (step % 2**32, step // 2**32, i, stream, seed % 2**32, seed // 2**32)
+            return [int(word) for word in philox.py_func(*map(np.uint64, counter))]
+
+        a, b, c, d = words_of(0)
+        first, second = a * 2**32 + b, c * 2**32 + d
+        bits = first % 2**42, second % 2**42, (first >> 42 | (second >> 42) << 22) % 2**42
+        expected = [ziggurat(edges, words_of, which, bits[which]) for which in range(3)]
+        rejected += sum(abs((b // 256 + 0.5) / 2**33 - 1) * edges[b % 256] >= edges[b % 256 + 1] for b in bits)
+        np.testing.assert_allclose(out[i], expected, rtol=1e-12, err_msg=str(i))
+    # wedges and the tail were met
+    assert 60 < rejected < 180
+    assert np.abs(draw(seed, step, 30_000)).max() > edge
 
 
 def test_normal_distribution():

@@ -10,8 +10,8 @@ a header, data of fixed size, then one record per frame::
     cell_angles       degrees      double (3,): alpha, beta, gamma
 
 Lengths and angles say nothing about the orientation of a cell. So each frame is turned such that the first cell vector
-is along x and the second in the plane of x and y, positions and velocities alike; a cell that is like this is left as it
-is. A left-handed cell becomes its mirror image. Positions are not wrapped into the cell; single precision resolves
+is along x and the second in the plane of x and y, positions and velocities alike; a cell that is like this is left as
+it is. A left-handed cell becomes its mirror image. Positions are not wrapped into the cell; single precision resolves
 1e-5 Å at 100 Å.
 
 Beside the convention stand, once per file, what makes frames of beads complete: ``atom_types`` (atomic numbers, 0 for
@@ -21,6 +21,7 @@ two. ASE does not convert velocities: those in the momenta that it reads are in 
 
 from __future__ import annotations
 
+import os
 import struct
 
 import numpy as np
@@ -29,7 +30,7 @@ from ase import units
 from .. import __version__
 from ..labels import MAX_LENGTH, check_characters, get_labels
 
-__all__ = ["VELOCITY_UNIT", "header_of", "orient", "parse_header", "record_of", "record_size"]
+__all__ = ["VELOCITY_UNIT", "header_of", "orient", "read_header", "record_of", "record_size"]
 
 #: Å/ps
 VELOCITY_UNIT = 20.455
@@ -43,7 +44,7 @@ _VERSION_LETTERS = 16
 
 
 def header_of(atoms) -> bytes:
-    """Everything before the first record of a file of frames of ``atoms``; the number of records, in bytes 4 to 7, is 0.
+    """Everything before the first record of a file of frames of ``atoms``; the number of records, in bytes 4-7, is 0.
 
     Raises :class:`~ase_nepcg.labels.LabelError` for labels that are missing or not ASCII.
     """
@@ -52,20 +53,24 @@ def header_of(atoms) -> bytes:
     return _build(labels, atoms.numbers, atoms.get_masses())
 
 
-def parse_header(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) and masses (N,) of a file that begins with ``content``, at least its header.
+def read_header(file) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and masses (N,) of a file that is open for reading of bytes.
 
-    Raises ValueError for files that :func:`header_of` did not make.
+    Raises ValueError for files whose header :func:`header_of` did not make.
     """
-    at = len(_dimensions(0)[0])
-    if content[:4] != _MAGIC or len(content) < at + 4:
+    start = _dimensions(0)[0]
+    head = file.read(len(start) + 4)
+    if head[:4] != _MAGIC:
         raise ValueError("not a NetCDF-3 file with 64-bit offsets")
-    n = struct.unpack(">i", content[at : at + 4])[0]
-    if not 0 < n < 1 << 28:
-        raise ValueError("another layout")
+    if head[8 : len(start)] != start[8:]:
+        raise ValueError("another layout, or cut short")
+    n = struct.unpack(">i", head[len(start) :])[0]
+    size = os.fstat(file.fileno()).st_size
+    if not 0 <= _fixed_size(n) <= size:
+        raise ValueError("another layout, or cut short")
     like = _build(np.full(n, "X"), np.zeros(n, int), np.ones(n))
     fixed = len(like) - _fixed_size(n)
-    head = bytearray(content[: len(like)])
+    head = bytearray(head + file.read(len(like) - len(head)))
     version = like.index(_version())
     head[4:8] = like[4:8]
     head[version : version + _VERSION_LETTERS] = like[version : version + _VERSION_LETTERS]

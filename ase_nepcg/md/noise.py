@@ -1,7 +1,10 @@
 """Random numbers that depend on (seed, step, atom) only: a stream can be taken up anywhere, by any thread.
 
-Philox 4x32 with 10 rounds (Salmon et al., SC'11, 2011): a keyed bijection of a 128-bit counter. Uniform numbers
-``(n + 1/2) / 2^32`` become normal ones by the Box-Muller transform; the largest is 6.8.
+Philox 4x32 with 10 rounds (Salmon et al., SC'11, 2011): a keyed bijection of a 128-bit counter. The three normal
+numbers of an atom come from its 128 bits by the ziggurat method (Marsaglia & Tsang, J. Stat. Softw. 5, 8, 2000; 256
+layers, 8 bits for the layer and 34 for the place in it, all in 42 bits that no other number uses); what it rejects,
+once in 80 times, is drawn again from counters of its own. Numbers that belong to the whole system come by the
+Box-Muller transform.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import numpy as np
 
 from ..potential.cache import kernel_jit
 
-__all__ = ["fill_normals", "normals", "uniforms"]
+__all__ = ["fill_normals", "normals", "three_normals", "uniforms"]
 
 # multipliers of the two products of a round and increments of the two key words
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+# 2^-32: of a word and a half, a number between 0 and 1
+_SCALE = 1.0 / 4294967296.0
 
 _inlined = numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
@@ -44,8 +49,7 @@ def words(seed, step, atom, stream):
 def uniforms(seed, step, index, stream):
     """Four independent numbers, uniform in (0, 1)."""
     a, b, c, d = words(seed, step, index, stream)
-    scale = 1.0 / 4294967296.0
-    return (float(a) + 0.5) * scale, (float(b) + 0.5) * scale, (float(c) + 0.5) * scale, (float(d) + 0.5) * scale
+    return (float(a) + 0.5) * _SCALE, (float(b) + 0.5) * _SCALE, (float(c) + 0.5) * _SCALE, (float(d) + 0.5) * _SCALE
 
 
 @_inlined
@@ -55,15 +59,74 @@ def normals(seed, step, atom, stream=0):
     ``stream``: 0 for atoms; others are for noise that belongs to the whole system, numbered by ``atom``.
     """
     a, b, c, d = words(seed, step, atom, stream)
-    scale = 1.0 / 4294967296.0
-    r = math.sqrt(-2.0 * math.log((float(a) + 0.5) * scale))
-    s = math.sqrt(-2.0 * math.log((float(c) + 0.5) * scale))
-    p, q = 2.0 * math.pi * (float(b) + 0.5) * scale, 2.0 * math.pi * (float(d) + 0.5) * scale
+    r = math.sqrt(-2.0 * math.log((float(a) + 0.5) * _SCALE))
+    s = math.sqrt(-2.0 * math.log((float(c) + 0.5) * _SCALE))
+    p, q = 2.0 * math.pi * (float(b) + 0.5) * _SCALE, 2.0 * math.pi * (float(d) + 0.5) * _SCALE
     return r * math.cos(p), r * math.sin(p), s * math.cos(q), s * math.sin(q)
+
+
+def _layers(n: int = 256, edge: float = 3.6541528853610088):
+    """Edges of the layers of equal area under exp(-x^2/2), the first as wide as if it held the tail too; (n + 1,)."""
+    f = math.exp(-0.5 * edge * edge)
+    area = edge * f + math.sqrt(0.5 * math.pi) * math.erfc(edge / math.sqrt(2.0))
+    x = [area / f, edge]
+    for _ in range(n - 2):
+        x.append(math.sqrt(-2.0 * math.log(area / x[-1] + math.exp(-0.5 * x[-1] ** 2))))
+    return np.array([*x, 0.0])
+
+
+_EDGE = _layers()
+# a place in the layer nearer than this to zero is under the curve for certain
+_SURE = _EDGE[1:] / _EDGE[:-1]
+_LAYER, _PLACE, _UNIT = np.uint64(0xFF), np.uint64(8), 2.0**-33
+_MASK = np.uint64((1 << 42) - 1)
+# counters of what is drawn again, beyond the streams of others
+_AGAIN = 256
+
+
+@_inlined
+def _ziggurat(bits, seed, step, atom, which):
+    """A standard normal number from 42 random bits, and more if need be."""
+    attempt = 0
+    while True:
+        layer = bits & _LAYER
+        u = (float(bits >> _PLACE) + 0.5) * _UNIT - 1.0
+        z = u * _EDGE[layer]
+        if abs(u) < _SURE[layer]:
+            return z
+        # seldom: near the curve, or in the tail
+        a, b, c, d = words(seed, step, atom, _AGAIN + 4 * attempt + which)
+        if layer == 0:
+            # what lies beyond the widest edge (Marsaglia, Technometrics 6, 101, 1964)
+            while True:
+                x = -math.log((float(a) + 0.5) * _SCALE) / _EDGE[1]
+                if -2.0 * math.log((float(b) + 0.5) * _SCALE) > x * x:
+                    return math.copysign(_EDGE[1] + x, u)
+                attempt += 1
+                a, b, c, d = words(seed, step, atom, _AGAIN + 4 * attempt + which)
+        low = math.exp(0.5 * (z * z - _EDGE[layer] ** 2))
+        high = math.exp(0.5 * (z * z - _EDGE[layer + np.uint64(1)] ** 2))
+        if low + (float(a) + 0.5) * _SCALE * (high - low) < 1.0:
+            return z
+        bits = (c << np.uint64(10)) | (d >> np.uint64(22))
+        attempt += 1
+
+
+@_inlined
+def three_normals(seed, step, atom):
+    """Three independent standard normal numbers for one atom in one step."""
+    a, b, c, d = words(seed, step, atom, 0)
+    first, second = (a << _SHIFT) | b, (c << _SHIFT) | d
+    third = (first >> np.uint64(42)) | ((second >> np.uint64(42)) << np.uint64(22))
+    return (
+        _ziggurat(first & _MASK, seed, step, atom, 0),
+        _ziggurat(second & _MASK, seed, step, atom, 1),
+        _ziggurat(third & _MASK, seed, step, atom, 2),
+    )
 
 
 @kernel_jit()
 def fill_normals(seed, step, out):
     """``out`` (N, 3): the normal numbers that atoms 0 ... N-1 get in ``step``."""
     for i in range(out.shape[0]):
-        out[i, 0], out[i, 1], out[i, 2], _ = normals(seed, step, i)
+        out[i, 0], out[i, 1], out[i, 2] = three_normals(seed, step, i)

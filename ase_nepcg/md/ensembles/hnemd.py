@@ -40,11 +40,14 @@ _KT, _TAU, _LENGTH, _FIELD, _CONVECTIVE = 0, 1, 2, 3, 6
 
 
 @inlined
-def driving_force(s, i, p):
-    """``D_i`` of the module's text without the kinetic part of ``E_i``: three numbers, eV/Å."""
+def driving_force(i, w, energies, p):
+    """``D_i`` of the module's text without the kinetic part of ``E_i``: three numbers, eV/Å.
+
+    ``w``, ``energies``: virials and energies of the sites. (Functions that are called site by site take arrays and not
+    the state, whose many references would be counted in every call.)
+    """
     x, y, z = p[_FIELD], p[_FIELD + 1], p[_FIELD + 2]
-    w = s.virials
-    energy = s.energies[i] if p[_CONVECTIVE] != 0.0 else 0.0
+    energy = energies[i] if p[_CONVECTIVE] != 0.0 else 0.0
     return (
         x * w[i, 0] + y * w[i, 3] + z * w[i, 6] + energy * x,
         x * w[i, 1] + y * w[i, 4] + z * w[i, 7] + energy * y,
@@ -57,13 +60,13 @@ def _drive(s, r, h, p, q):
     begin, end = s.first[r], s.first[r + 1]
     mx = my = mz = 0.0
     for i in range(begin, end):
-        x, y, z = driving_force(s, i, p)
+        x, y, z = driving_force(i, s.virials, s.energies, p)
         mx += x
         my += y
         mz += z
     mx, my, mz = mx / (end - begin), my / (end - begin), mz / (end - begin)
     for i in range(begin, end):
-        x, y, z = driving_force(s, i, p)
+        x, y, z = driving_force(i, s.virials, s.energies, p)
         s.f[i, 0] += x - mx
         s.f[i, 1] += y - my
         s.f[i, 2] += z - mz
@@ -75,7 +78,7 @@ def work_of_kick(s, r, h, p):
     begin, end = s.first[r], s.first[r + 1]
     work = mx = my = mz = ux = uy = uz = 0.0
     for i in range(begin, end):
-        x, y, z = driving_force(s, i, p)
+        x, y, z = driving_force(i, s.virials, s.energies, p)
         half = 0.5 * h * s.w[i]
         vx, vy, vz = s.v[i, 0] + half * s.f[i, 0], s.v[i, 1] + half * s.f[i, 1], s.v[i, 2] + half * s.f[i, 2]
         work += x * vx + y * vy + z * vz
@@ -89,12 +92,12 @@ def work_of_kick(s, r, h, p):
 
 
 @inlined
-def _half_square(s, i, h, p, mean):
-    """``v^2 / 2`` of a site after a kick by ``h`` under the force ``(m v^2 / 2 - mean) F_e``."""
-    x, y, z = p[_FIELD], p[_FIELD + 1], p[_FIELD + 2]
-    now = 0.5 * (s.v[i, 0] * s.v[i, 0] + s.v[i, 1] * s.v[i, 1] + s.v[i, 2] * s.v[i, 2])
-    g = h * (now - mean * s.w[i])
-    return now + g * (x * s.v[i, 0] + y * s.v[i, 1] + z * s.v[i, 2]) + 0.5 * g * g * (x * x + y * y + z * z)
+def _half_square(x, y, z, h, excess, p):
+    """``u^2 / 2`` of the velocity ``u = v + h (v^2 / 2 - excess) F_e``."""
+    a, b, c = p[_FIELD], p[_FIELD + 1], p[_FIELD + 2]
+    now = 0.5 * (x * x + y * y + z * z)
+    g = h * (now - excess)
+    return now + g * (a * x + b * y + c * z) + 0.5 * g * g * (a * a + b * b + c * c)
 
 
 @inlined
@@ -105,10 +108,11 @@ def convect(s, r, h, p):
     mean = before / (end - begin)
     middle = 0.0
     for i in range(begin, end):
-        middle += s.m[i] * _half_square(s, i, 0.5 * h, p, mean)
+        middle += s.m[i] * _half_square(s.v[i, 0], s.v[i, 1], s.v[i, 2], 0.5 * h, mean * s.w[i], p)
     middle /= end - begin
     for i in range(begin, end):
-        kick_by = h * (_half_square(s, i, 0.5 * h, p, mean) - middle * s.w[i])
+        half_square = _half_square(s.v[i, 0], s.v[i, 1], s.v[i, 2], 0.5 * h, mean * s.w[i], p)
+        kick_by = h * (half_square - middle * s.w[i])
         s.v[i, 0] += kick_by * p[_FIELD]
         s.v[i, 1] += kick_by * p[_FIELD + 1]
         s.v[i, 2] += kick_by * p[_FIELD + 2]
