@@ -30,6 +30,7 @@ COMMANDS = {
     "lint": ("check which atoms make which bead, before sampling", "ase_nepcg.cli_lint:Lint"),
     "sample": ("mean forces on beads: structures in, training frames out", "ase_nepcg.cli_sample:Sample"),
     "train": ("fit a model to frames, or run a folder with nep.in and train.xyz", "ase_nepcg.cli_train:Train"),
+    "md": ("molecular dynamics: trajectory, table of averages, checkpoint, restart", "ase_nepcg.cli_md:MDCommand"),
     "predict": ("evaluate a model on frames: table of errors, files to plot", "ase_nepcg.cli_predict:Predict"),
     "bench": ("time the calculator against other installed ones", "ase_nepcg.bench:Bench"),
 }

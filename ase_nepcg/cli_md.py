@@ -393,7 +393,7 @@ def _report(md, prefix: str, steps: int, seconds: float) -> None:
                 f"conductivity along the field: {result.kappa_parallel:.4g} +- {result.kappa_parallel_error:.2g} W/m/K"
             )
     speed = f", {steps * md.timestep_fs * 1e-6 / seconds * 86400:.3g} ns/day" if steps else ""
-    print(f"{steps} steps in {seconds:.3g} s{speed}; wrote {' '.join(map(os.path.normpath, files))}")
+    print(f"{steps} steps in {seconds:.3g} s{speed}; wrote {' '.join(map(os.path.relpath, files))}")
 
 
 def _report_close(result) -> None:

@@ -132,6 +132,8 @@ def test_ase_reads_everything(beads, tmp_path, suffix, with_table):
 
 
 def test_labels_are_restored_by_the_registered_reader(beads, tmp_path):
+    # of a training frame; the reader would compare it with the stress of the run
+    beads.info["virial"] = np.eye(3)
     md = FakeMD(beads)
     write_frames(open_output(tmp_path / "run.xyz"), md, 2)
     frame = ase.io.read(tmp_path / "run.xyz", format="nepcg-train")
@@ -336,6 +338,25 @@ def test_restore_refuses_what_is_not_the_file(beads, tmp_path, kind):
     with pytest.raises(OutputError, match="no such file"):
         output_from_dict(settings).restore(mark)
     assert not path.exists()
+
+
+def test_files_that_were_moved_with_their_checkpoint(beads, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("before", "after", "elsewhere"):
+        (tmp_path / name).mkdir()
+    output = open_output("before/run.xyz")
+    write_frames(output, FakeMD(beads), 2)
+    mark, settings = output.mark(), output.todict()
+    output.close()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    output = output_from_dict(settings, tmp_path / "after")
+    assert output.path == str(tmp_path / "before" / "run.xyz")
+    output.restore(mark)
+    output.close()
+    (tmp_path / "before" / "run.xyz").rename(tmp_path / "after" / "run.xyz")
+    output = output_from_dict(settings, tmp_path / "after")
+    output.restore(mark)
+    assert output.path == str(tmp_path / "after" / "run.xyz")
 
 
 def test_writers_and_streams_cannot_be_restored(beads, tmp_path):

@@ -138,7 +138,7 @@ class Output:
 
     def todict(self) -> dict:
         """What :func:`output_from_dict` needs, JSON-compatible."""
-        return {"kind": self.kind, "path": self.path, "interval": self.interval}
+        return {"kind": self.kind, "path": os.path.abspath(self.path), "interval": self.interval}
 
     def close(self) -> None:
         """Close the file and release its lock."""

@@ -43,7 +43,7 @@ PARTS = ("beads", "atoms", "overhead", "scaling", "batch")
 def water_model():
     """A model of water beads with a wall at short distances."""
     frames = read_dataset(WATER_FRAMES)
-    return train(frames, steps=400, seed=1, baseline="repulsive", lambda_1=0.01, lambda_2=0.01, progress=False).model
+    return train(frames, steps=400, seed=1, zbl="repulsive", lambda_1=0.01, lambda_2=0.01, progress=False).model
 
 
 def beads(model, n: int, threads: int, seed: int = 1, equilibrate: int = 1000) -> Atoms:

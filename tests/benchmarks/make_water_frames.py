@@ -54,6 +54,18 @@ def configurations(path: Path, atoms, calculator, temperature_K=TEMPERATURE, **s
     return read(path, ":")
 
 
+def quarters(folder: Path, sites: int) -> list[float]:
+    """Of each run: largest rms difference (eV/Å) between the mean forces of two of its quarters."""
+    largest = []
+    for path in sorted(folder.glob("*.checkpoint.npz")):
+        with np.load(path) as stored:
+            full = stored["count"][0]
+            forces = (stored["sums"][:full] / stored["weights"][:full])[:, : 3 * sites]
+        means = [part.mean(axis=0) for part in np.array_split(forces, 4)]
+        largest.append(max(float(np.sqrt(((a - b) ** 2).mean())) for a in means for b in means))
+    return largest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -90,7 +102,9 @@ def main() -> None:
         write_dataset(folder / f"{name}.xyz", [result.frame for result in results])
         errors = np.concatenate([result.force_errors.ravel() for result in results])
         count = len(read_dataset(folder / f"{name}.xyz"))
-        print(f"{name}: {count} frames, rms force error {np.sqrt((errors**2).mean()):.4f} eV/Å", flush=True)
+        print(f"{name}: {count} frames, rms force error {np.sqrt((errors**2).mean()):.4f} eV/Å")
+        apart = quarters(folder / name, results[0].forces.shape[0])
+        print("  largest difference between quarters of a run (eV/Å):", *(f"{d:.3f}" for d in apart), flush=True)
 
 
 if __name__ == "__main__":
