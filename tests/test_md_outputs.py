@@ -17,7 +17,7 @@ from ase.io import Trajectory
 from ase.md import VelocityVerlet
 from ase.md.logger import MDLogger
 
-from ase_nepcg import FixBeads, NepCGError
+from ase_nepcg import FixBeads, NepCGError, locks
 from ase_nepcg.data import water_beads
 from ase_nepcg.labels import TABLE, get_labels, set_labels
 from ase_nepcg.md import outfile, outputs
@@ -340,25 +340,6 @@ def test_restore_refuses_what_is_not_the_file(beads, tmp_path, kind):
     assert not path.exists()
 
 
-def test_files_that_were_moved_with_their_checkpoint(beads, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("before", "after", "elsewhere"):
-        (tmp_path / name).mkdir()
-    output = open_output("before/run.xyz")
-    write_frames(output, FakeMD(beads), 2)
-    mark, settings = output.mark(), output.todict()
-    output.close()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    output = output_from_dict(settings, tmp_path / "after")
-    assert output.path == str(tmp_path / "before" / "run.xyz")
-    output.restore(mark)
-    output.close()
-    (tmp_path / "before" / "run.xyz").rename(tmp_path / "after" / "run.xyz")
-    output = output_from_dict(settings, tmp_path / "after")
-    output.restore(mark)
-    assert output.path == str(tmp_path / "after" / "run.xyz")
-
-
 def test_writers_and_streams_cannot_be_restored(beads, tmp_path):
     with Trajectory(tmp_path / "own.traj", "w") as writer, pytest.warns(RuntimeWarning, match="open TrajectoryWriter"):
         output = output_from_dict(open_output(writer, 3).todict())
@@ -513,7 +494,7 @@ def test_an_interrupt_leaves_no_half_frame(beads, tmp_path, monkeypatch):
 
 
 def test_two_processes(beads, tmp_path, monkeypatch):
-    monkeypatch.setattr(outfile, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.1)
     path = tmp_path / "run.traj"
     write_frames(open_output(path), FakeMD(beads), 1)
     content = path.read_bytes()

@@ -17,7 +17,7 @@ from ase.io import write
 from tqdm import tqdm
 
 import ase_nepcg
-from ase_nepcg import FixBeads, Mapping, sample_many, sample_mean_force
+from ase_nepcg import FixBeads, Mapping, locks, sample_many, sample_mean_force
 from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.meanforce import campaign, sampler, workers
 from ase_nepcg.meanforce import folder as folder_module
@@ -416,7 +416,7 @@ def test_foreign_and_damaged_files_are_refused(toys, mapping, tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(toys, mapping, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.1)
     frames = make_frames(1, toys.Wells())
     parts = [folder_module.describe(frames[0], mapping)]
     settings = campaign._settings({k: v for k, v in RUN.items() if k != "time_ps"}, 0.6, None)

@@ -2,8 +2,8 @@
 # # Molecular dynamics of beads
 #
 # `MD` runs a `NEP` model from one moment at which Python is due to the next in compiled code, and behaves like a driver
-# of ASE otherwise. This tutorial brings water beads to 300 K, measures g(r) with error bars while they move, changes the
-# pressure, stops and goes on from a checkpoint, and runs a batch. A minute or two, most of it compiling (once).
+# of ASE otherwise. This tutorial brings water beads to 300 K, measures g(r) with error bars while they move, changes
+# the pressure, stops and goes on from a checkpoint, and runs a batch. A minute or two, most of it compiling (once).
 
 # %%
 import matplotlib.pyplot as plt
@@ -46,8 +46,8 @@ beads.calc = NEP(model)
 # ## A run
 #
 # Ensembles are objects with their settings. Functions attached with an interval are called as by ASE's drivers;
-# observers (`Thermo`, `RDF`, `MSD`, ...) accumulate inside the compiled loop instead and give results with error bars at
-# any time.
+# observers (`Thermo`, `RDF`, `MSD`, ...) accumulate inside the compiled loop instead and give results with error bars
+# at any time.
 
 # %%
 md = MD(beads, 2.0, Langevin(temperature_K=300, friction_per_fs=0.01), seed=1, trajectory="beads.traj", loginterval=500)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from ..potential.evaluate import EvaluationError
@@ -121,11 +123,12 @@ class Batch:
     def run(self, steps: int) -> bool:
         """Advance all runs by ``steps``."""
         runs = self.runs
-        for run in runs:
-            run._begin(steps)
-        whole = self._join()
-        last = whole.step + steps
-        with runs[0]._bar(steps) as bar:
+        with contextlib.ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(run._begin(steps))
+            bar = stack.enter_context(runs[0]._bar(steps))
+            whole = self._join()
+            last = whole.step + steps
             try:
                 while whole.step < last:
                     target = min(last, *(run._next_due() for run in runs))
@@ -136,6 +139,7 @@ class Batch:
                         except (EvaluationError, ValueError) as error:
                             guilty = runs[int(whole.progress[WHERE])]
                             whole.rewind()
+                            self._backend.evaluate(whole)
                             guilty._fail(f"step {whole.step + 1} cannot be completed: {error}", error)
                         for run in runs:
                             run._check_energy(first)
@@ -149,6 +153,4 @@ class Batch:
                 for run in runs:
                     # each counts for itself again
                     run.simulation.progress = whole.progress.copy()
-                    run._sync()
-                    run._save()
         return True

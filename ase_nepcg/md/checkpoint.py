@@ -11,13 +11,16 @@ from ase.io.jsonio import decode, encode
 from ..calculator import NEP
 from ..checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from ..model import NEPModel
+from ..potential.simd import LANES
 from .ensembles import ensemble_from_dict
 from .observers import from_dict as observer_from_dict
 from .outputs import output_from_dict
 
-__all__ = ["read", "write"]
+__all__ = ["checked_path", "read", "write"]
 
 _KIND = "md"
+# outputs whose path is that of a file
+_FILES = ("trajectory", "thermo", "log")
 _STATE = ("x", "v", "f", "cell", "virial", "energy", "energies", "held", "n_dof")
 
 
@@ -31,8 +34,36 @@ def _model_text(md) -> str:
     return md._model_text
 
 
+def checked_path(path):
+    """``path`` if a checkpoint can be written there; an older one of MD may be replaced, nothing else."""
+    if path is None:
+        return None
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{path}: there is no folder {folder}; make it first")
+    if os.path.exists(path):
+        read_checkpoint(path, _KIND)
+    return path
+
+
+def _seen_from(folder: str, path):
+    """``path`` as it is kept: what lies in the folder of the checkpoint may be moved or copied together with it."""
+    if path is None:
+        return None
+    path = os.path.abspath(path)
+    inside = os.path.commonpath([folder, path]) == folder
+    return os.path.relpath(path, folder) if inside else path
+
+
+def _moved(entry: dict, move) -> dict:
+    """Settings of an output with its path changed by ``move``."""
+    return entry | {"path": move(entry["path"])} if entry["kind"] in _FILES and entry["path"] else entry
+
+
 def write(path, md) -> None:
     """Write the run ``md`` to ``path``, atomically."""
+    folder = os.path.dirname(os.path.abspath(path))
     simulation = md.simulation
     state = simulation.state
     arrays = {name: getattr(state, name) for name in _STATE}
@@ -44,14 +75,14 @@ def write(path, md) -> None:
         "timestep_fs": md.timestep_fs,
         "ensemble": md.ensemble.todict(),
         "seed": md.seed,
-        "calculator": {
-            name: md.calc.parameters[name] for name in ("device", "precision", "threads", "temperature_K")
-        },
+        "calculator": {name: md.calc.parameters[name] for name in ("device", "precision", "threads", "temperature_K")},
         "model_hash": _fingerprint(_model_text(md)),
         "atoms": encode(atoms),
         "called": md._called,
+        "max_steps": md.max_steps,
+        "lanes": LANES,
         "checkpoint_interval": md.checkpoint_interval,
-        "checkpoint_path": None if md.checkpoint_path is None else os.path.abspath(md.checkpoint_path),
+        "checkpoint_path": _seen_from(folder, md.checkpoint_path),
         "observers": [
             {
                 "settings": handle.observer.todict(),
@@ -61,7 +92,10 @@ def write(path, md) -> None:
             }
             for handle in md.handles
         ],
-        "outputs": [output.todict() | {"mark": output.mark()} for output in md.outputs],
+        "outputs": [
+            _moved(output.todict(), lambda path: _seen_from(folder, path)) | {"mark": output.mark()}
+            for output in md.outputs
+        ],
     }
     write_checkpoint(path, _KIND, header, arrays)
 
@@ -69,6 +103,13 @@ def write(path, md) -> None:
 def read(cls, path, calc, progress):
     """The run of ``path``, see :meth:`~ase_nepcg.MD.restart`."""
     header, arrays = read_checkpoint(path, _KIND)
+    if header["observers"] and header["lanes"] != LANES:
+        raise CheckpointError(
+            f"{os.fspath(path)}: the observers' numbers were kept for a processor with vectors of {header['lanes']} "
+            f"numbers, here they have {LANES}; go on with the run on a machine like the first one"
+        )
+    folder = os.path.dirname(os.path.abspath(path))
+    own = header["checkpoint_path"]
     text = arrays["model"].tobytes().decode()
     if calc is None:
         calc = NEP(NEPModel.from_text(text), **header["calculator"])
@@ -89,7 +130,7 @@ def read(cls, path, calc, progress):
         header["timestep_fs"],
         ensemble_from_dict(header["ensemble"]),
         seed=header["seed"],
-        checkpoint=header["checkpoint_path"],
+        checkpoint=None if own is None else os.path.join(folder, own),
         checkpoint_interval=header["checkpoint_interval"],
         progress=progress,
     )
@@ -97,8 +138,8 @@ def read(cls, path, calc, progress):
     at = [0, 0]
     for entry in header["observers"]:
         end = at[0] + entry["sizes"][0], at[1] + entry["sizes"][1]
-        own = arrays["ints"][at[0] : end[0]].copy(), arrays["floats"][at[1] : end[1]].copy()
-        md._attach_observer(observer_from_dict(entry["settings"]), entry["interval"], arrays=own, after=entry["after"])
+        sums = arrays["ints"][at[0] : end[0]].copy(), arrays["floats"][at[1] : end[1]].copy()
+        md._attach_observer(observer_from_dict(entry["settings"]), entry["interval"], arrays=sums, after=entry["after"])
         at = end
     targets = {name: getattr(simulation.state, name) for name in _STATE}
     targets |= {"q": simulation.q, "progress": simulation.progress, "limits": simulation.limits}
@@ -109,10 +150,10 @@ def read(cls, path, calc, progress):
                 "to another run"
             )
         target[...] = arrays[name]
-    md._ready, md._called = True, header["called"]
+    md._ready, md._called, md.max_steps = True, header["called"], header["max_steps"]
     md._sync()
     for entry in header["outputs"]:
-        output = output_from_dict(entry)
+        output = output_from_dict(_moved(entry, lambda path: os.path.join(folder, path)))
         if entry["mark"] is not None:
             output.restore(entry["mark"])
         md.add_output(output)

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import secrets
 import time
 import warnings
-from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -21,9 +22,11 @@ from ase import units
 from tqdm import tqdm
 
 from ..errors import NepCGError
+from ..locks import locked
 from ..nepfile import write_atomically
 from ..potential.evaluate import EvaluationError
 from . import checkpoint as _checkpoint
+from .calendar import FOREVER, Attached, Caller
 from .cpu import CpuBackend
 from .ensembles.base import Ensemble, EnsembleError
 from .loop import Calendar, kernel_address
@@ -38,45 +41,10 @@ __all__ = ["MD", "Attached", "MDFailed"]
 _LARGEST_DRIFT = 0.2
 # between two looks at the progress bar, s
 _REPORT_SECONDS = 0.5
-_FOREVER = 1 << 62
 
 
 class MDFailed(NepCGError, RuntimeError):
     """A run that cannot go on; the last good state is in the atoms, and in the file that the message names."""
-
-
-class Attached:
-    """An observer of the compiled loop that is attached to a run; its numbers are ``ints`` and ``floats``."""
-
-    def __init__(self, observer: Observer, interval: int, after: int, ints, floats):
-        self.observer, self.interval, self.after = observer, interval, after
-        self.ints, self.floats = ints, floats
-
-    def results(self):
-        """Averages and errors so far."""
-        return self.observer.results(self.ints, self.floats)
-
-
-@dataclass
-class _Caller:
-    """A function of the user's that is called every ``interval`` steps, or once after step ``-interval``."""
-
-    function: object
-    interval: int
-    arguments: tuple
-    keywords: dict
-
-    def next(self, step: int) -> int:
-        """First step after ``step`` at which it is due."""
-        if self.interval > 0:
-            return (step // self.interval + 1) * self.interval
-        return -self.interval if step < -self.interval else _FOREVER
-
-    def due(self, step: int) -> bool:
-        return step % self.interval == 0 if self.interval > 0 else step == -self.interval
-
-    def __call__(self):
-        self.function(*self.arguments, **self.keywords)
 
 
 class MD:
@@ -90,8 +58,8 @@ class MD:
     timestep_fs
         Time step in fs.
     ensemble
-        What is sampled: ``NVE()``, ``Langevin(...)``, ``Bussi(...)``, ``NoseHoover(...)``, ``NPT(...)``, ``Deform(...)``
-        or ``HNEMD(...)`` of :mod:`ase_nepcg.md`.
+        What is sampled: ``NVE()``, ``Langevin(...)``, ``Bussi(...)``, ``NoseHoover(...)``, ``NPT(...)``,
+        ``Deform(...)`` or ``HNEMD(...)`` of :mod:`ase_nepcg.md`.
     device, precision
         As the calculator's (None), or one of its values.
     trajectory, logfile, loginterval, append_trajectory
@@ -99,7 +67,7 @@ class MD:
         ``.xyz``, ``.nc`` (AMBER), or an open writer. More by :meth:`add_output`.
     checkpoint, checkpoint_interval
         File that is replaced every ``checkpoint_interval`` steps (None: about every minute) and at the end of each
-        :meth:`run`; :meth:`restart` goes on from it.
+        :meth:`run`; :meth:`restart` goes on from it. Files of the run in the same folder may be moved with it.
     seed
         Of the noise, 0 to 2^63 - 1; None: chosen, see :attr:`seed`.
     progress
@@ -158,7 +126,7 @@ class MD:
         self.progress = progress
         self.max_steps = 0
         self._callers, self.handles, self.outputs = [], [], []
-        self.checkpoint_path, self.checkpoint_interval = checkpoint, checkpoint_interval
+        self.checkpoint_path, self.checkpoint_interval = _checkpoint.checked_path(checkpoint), checkpoint_interval
         self._backend = _make_backend(self.calc, device, precision)
         self.setup, frozen, groups = make_setup(atoms, self.dt)
         ensemble.check(self.setup)
@@ -172,7 +140,7 @@ class MD:
             limits=limits_of(state, ensemble, self.dt),
         )
         # whether the forces belong to the positions; what the momenta of the atoms were when last looked at
-        self._ready, self._called = False, False
+        self._ready, self._called, self._failed = False, False, False
         self._momenta = _momenta(atoms).copy()
         if trajectory is not None:
             self.add_output(open_output(trajectory, loginterval, append=append_trajectory, atoms=atoms))
@@ -268,7 +236,7 @@ class MD:
             if not hasattr(function, "write"):
                 raise MDError(f"attach: expected a function, a writer or an observer, got {function!r}")
             function = function.write
-        self._callers.append(_Caller(function, int(interval), args, kwargs))
+        self._callers.append(Caller(function, int(interval), args, kwargs))
         return None
 
     def insert_observer(self, function, position=0, interval=1, *args, **kwargs):
@@ -299,7 +267,7 @@ class MD:
         handle = Attached(observer, int(interval), after, *arrays)
         self.handles.append(handle)
         self._arrange()
-        if self.nsteps == 0 and self._ready:
+        if self.nsteps == 0 and self._called:
             self._first_sample(handle)
         return handle
 
@@ -313,8 +281,10 @@ class MD:
                 kernel.compile(_observer_types(self.simulation.state))
             ends = at[0] + len(handle.ints), at[1] + len(handle.floats)
             table.append(
-                [kernel_address(kernel), 0, handle.interval, handle.after, at[0], ends[0], at[1], ends[1]]
-                + [int(handle.observer.per_site)]
+                (
+                    *(kernel_address(kernel), 0, handle.interval, handle.after),
+                    *(at[0], ends[0], at[1], ends[1], int(handle.observer.per_site)),
+                )
             )
             pieces[0].append(handle.ints)
             pieces[1].append(handle.floats)
@@ -334,40 +304,54 @@ class MD:
 
     def run(self, steps: int = 50) -> bool:
         """Advance by ``steps``; True, as ASE's drivers. Ctrl-C ends it between two steps, with everything written."""
-        if not _is_integer(steps) or steps < 0:
-            raise MDError(f"steps: expected a number of steps, got {steps!r}")
-        self._begin(steps)
-        with self._bar(steps) as bar:
-            try:
-                while self.nsteps < self.max_steps:
-                    self._advance(min(self.max_steps, self._next_due()), bar)
-            except BaseException:
-                # an interrupt, or an error in a function of the user's: between two steps
-                self.simulation.rewind()
-                self._sync()
-                self._save()
-                raise
-        self._sync()
-        self._save()
+        with self._begin(steps), self._bar(steps) as bar:
+            while self.nsteps < self.max_steps:
+                self._advance(min(self.max_steps, self._next_due()), bar)
         return True
 
     def irun(self, steps: int = 50):
         """As :meth:`run`, step by step: yields after the start and after each step whether it was the last."""
-        self._begin(steps)
-        yield self.nsteps == self.max_steps
-        while self.nsteps < self.max_steps:
-            self._advance(self.nsteps + 1, None)
-            self._sync()
+        with self._begin(steps):
             yield self.nsteps == self.max_steps
-        self._save()
+            while self.nsteps < self.max_steps:
+                self._advance(self.nsteps + 1, None)
+                self._sync()
+                yield self.nsteps == self.max_steps
 
-    def _begin(self, steps) -> None:
+    @contextlib.contextmanager
+    def _begin(self, steps):
+        """Around everything that advances: the checkpoint is ours, and whatever happens, it ends between two steps."""
+        if not _is_integer(steps) or steps < 0:
+            raise MDError(f"steps: expected a number of steps, got {steps!r}")
+        with self._lock():
+            self._prepare(steps)
+            try:
+                yield
+            finally:
+                # also after an interrupt, or an error in a function of the user's
+                self.simulation.rewind()
+                self._sync()
+                self._save()
+
+    def _lock(self):
+        if self.checkpoint_path is None:
+            return contextlib.nullcontext()
+        path = os.fspath(self.checkpoint_path)
+        return locked(
+            f"{path}.lock",
+            MDError(f"{path}: another run writes this checkpoint; wait until it has ended, or choose another name"),
+        )
+
+    def _prepare(self, steps) -> None:
         self._adopt()
         self._start()
         self.max_steps = self.nsteps + int(steps)
         self._reference = self.conserved_energy()
+        self._failed = False
         if self.nsteps == 0 and not self._called:
             self._called = True
+            for handle in self.handles:
+                self._first_sample(handle)
             self._call()
         self._written = time.monotonic()
 
@@ -380,9 +364,6 @@ class MD:
         except (EvaluationError, ValueError) as error:
             raise MDFailed(f"the atoms as they are cannot be evaluated: {error}") from None
         self._ready = True
-        if self.nsteps == 0:
-            for handle in self.handles:
-                handle.observer.kernel()(self.simulation.state, 0, 0, handle.ints, handle.floats)
         self._sync()
 
     def _next_due(self) -> int:
@@ -391,7 +372,7 @@ class MD:
         due += [(step // output.interval + 1) * output.interval for output in self.outputs]
         if self.checkpoint_path is not None and self.checkpoint_interval is not None:
             due.append((step // self.checkpoint_interval + 1) * self.checkpoint_interval)
-        return min(due, default=_FOREVER)
+        return min(due, default=FOREVER)
 
     def _advance(self, target: int, bar) -> None:
         """To step ``target``, where Python is due; checks after each block."""
@@ -438,8 +419,11 @@ class MD:
 
     def _fail(self, text: str, error: Exception | None = None) -> None:
         """Write the last good state and raise."""
+        self._failed = True
         self.simulation.rewind()
-        self._sync(results=False)
+        # energies and virials are those of the step that was given up
+        self._backend.evaluate(self.simulation)
+        self._sync()
         good = self.atoms.copy()
         good.set_constraint()
         stem = self.checkpoint_path or next((o.path for o in self.outputs if getattr(o, "path", None)), "md")
@@ -448,10 +432,13 @@ class MD:
 
         stream = io.StringIO()
         write_xyz(stream, good, write_results=False)
-        write_atomically(path, stream.getvalue().encode())
+        try:
+            write_atomically(path, stream.getvalue().encode())
+            place = f"in the atoms and in {path}"
+        except OSError as refused:
+            place = f"in the atoms ({path} cannot be written: {refused.strerror})"
         raise MDFailed(
-            f"{text}. The state after step {self.nsteps} is in the atoms and in {path}; a shorter time step or another "
-            "start may help"
+            f"{text}. The state after step {self.nsteps} is {place}; a shorter time step or another start may help"
         ) from error
 
     def _call(self) -> None:
@@ -470,7 +457,7 @@ class MD:
 
     # --- atoms ----------------------------------------------------------------------------------------------------
 
-    def _sync(self, results: bool = True) -> None:
+    def _sync(self) -> None:
         """Positions, momenta, cell and results of the run into the atoms."""
         s, atoms = self.simulation.state, self.atoms
         atoms.arrays["positions"][:] = s.x
@@ -481,7 +468,7 @@ class MD:
             atoms.set_array("momenta", self._momenta, float, (3,))
         if not np.array_equal(atoms.cell.array, s.cell[0]):
             atoms.cell[:] = s.cell[0]
-        if results and self._ready:
+        if self._ready:
             self.calc.adopt(atoms, s.energies.copy(), float(s.energy[0]), s.f.copy(), s.virial[0].copy())
 
     def _adopt(self) -> None:
@@ -530,7 +517,8 @@ class MD:
         _checkpoint.write(path, self)
 
     def _save(self) -> None:
-        if self.checkpoint_path is not None and self._ready:
+        # after a failure the older checkpoint, of a better time, is kept
+        if self.checkpoint_path is not None and self._ready and not self._failed:
             self.checkpoint(self.checkpoint_path)
         self._written = time.monotonic()
 

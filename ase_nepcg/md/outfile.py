@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
-import time
 import weakref
 from typing import ClassVar
 
 import numpy as np
 
 from ..errors import NepCGError
+from ..locks import acquire
 
 __all__ = ["HEAD", "REMEDY", "Output", "OutputError", "checked_interval", "write_all"]
 
 # bytes at the beginning of a file that may change after they were written, and at its end that a mark knows
 HEAD, _TAIL = 64, 64
-# a killed run may need this long to end
-_PATIENCE_SECONDS = 1.0
-# file systems without locks
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # (device, inode) -> the output of this process that holds the file
 _HOLDERS: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 REMEDY = "choose another name, or let the run overwrite it (append_trajectory=False)"
@@ -199,24 +193,15 @@ def _open_locked(path: str) -> int:
     if holder is not None and holder._ended is None:
         holder._ended = "gave its file to a newer one of the same name"
         holder.close()
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.02)
-                continue
-            os.close(fd)
+    try:
+        if not acquire(fd):
             raise OutputError(
                 f"{path}: another run writes to this file; wait until it has ended, or choose another name"
-            ) from None
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return fd
-            os.close(fd)
-            raise
+            )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def write_all(fd: int, data, place: int) -> None:

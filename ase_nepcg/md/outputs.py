@@ -207,16 +207,12 @@ def open_output(target, interval=1, append=False, atoms=None):
     return FORMATS[suffix](target, interval, append=append, atoms=atoms)
 
 
-def output_from_dict(settings: dict, folder=None):
+def output_from_dict(settings: dict):
     """The output that ``todict()`` described, to be continued with :meth:`Output.restore`.
 
-    A file that is not where it was is looked for in ``folder``, as when a finished run was moved with its checkpoint.
     Writers and text files that were given open cannot be opened again: they are left out, with a warning.
     """
     kind, path, interval = settings["kind"], settings["path"], settings["interval"]
-    if folder is not None and kind in ("trajectory", "thermo", "log") and path and not os.path.exists(path):
-        moved = os.path.join(folder, os.path.basename(path))
-        path = moved if os.path.exists(moved) else path
     if kind == "trajectory":
         return open_output(path, interval, append=True)
     if kind == "thermo":

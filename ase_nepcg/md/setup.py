@@ -36,8 +36,8 @@ def check_calculator(atoms) -> NEP:
 def _masses(atoms) -> np.ndarray:
     if not atoms.has("masses") and (has_labels(atoms) or (atoms.numbers == 0).any()):
         raise MDError(
-            "the beads have no masses (those of the elements would be used, which are wrong): atoms.set_masses(...), or "
-            "take the beads from Mapping.beads, which sets them"
+            "the beads have no masses (those of the elements would be used, which are wrong): atoms.set_masses(...), "
+            "or take the beads from Mapping.beads, which sets them"
         )
     masses = atoms.get_masses()
     bad = np.flatnonzero(~(np.isfinite(masses) & (masses > 0)))
@@ -64,8 +64,8 @@ def _constraints(atoms) -> tuple[np.ndarray, list]:
         raise MDError("the groups of two FixBeads constraints overlap; expected every atom in one group at most")
     if frozen[members].any():
         raise MDError(
-            f"atom {members[frozen[members]][0]} is frozen (FixAtoms) and member of a held group (FixBeads): remove one "
-            "of the constraints"
+            f"atom {members[frozen[members]][0]} is frozen (FixAtoms) and member of a held group (FixBeads): remove "
+            "one of the constraints"
         )
     if len(members) and members.max() >= len(atoms):
         raise MDError(f"FixBeads holds atom {members.max()}, but there are {len(atoms)} atoms")

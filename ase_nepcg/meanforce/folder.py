@@ -9,12 +9,10 @@ lock                     held (``flock``) by the run that uses the folder, and r
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import platform
-import time
 
 import numpy as np
 from ase.io.jsonio import encode
@@ -22,6 +20,7 @@ from ase.io.jsonio import encode
 from ..checkpoint import CheckpointError
 from ..errors import NepCGError
 from ..labels import ARRAY
+from ..locks import acquire
 from ..nepfile import write_atomically
 from .results import read_result_and_notes
 from .sampler import fingerprint
@@ -30,8 +29,6 @@ __all__ = ["CampaignFolder", "FolderInUseError", "describe"]
 
 _KIND, _VERSION = "nepcg-campaign", 1
 _PARTS = ("configuration", "mapping", "calculator")
-# a killed run's workers may need this long to end
-_PATIENCE_SECONDS = 2.0
 
 
 class FolderInUseError(NepCGError, RuntimeError):
@@ -117,20 +114,12 @@ class CampaignFolder:
         return result if notes["goal"] == goal else None
 
     def _acquire(self) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
-                holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
-                raise FolderInUseError(
-                    f"{self.path}: another run uses this folder{f' ({holder})' if holder else ''}; wait until it has "
-                    "ended, or use another folder"
-                ) from None
+        if not acquire(self._lock):
+            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
+            raise FolderInUseError(
+                f"{self.path}: another run uses this folder{f' ({holder})' if holder else ''}; wait until it has "
+                "ended, or use another folder"
+            )
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
 
