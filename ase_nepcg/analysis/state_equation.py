@@ -1,0 +1,154 @@
+"""Pressure at many volumes, or density at many pressures: all state points advance together (``MD.batch``)."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms, units
+
+from ..md import MD, NPT, Langevin, Thermo
+from .frames import AnalysisError, positive
+
+__all__ = ["EOSResult", "eos"]
+
+_SAMPLE = 10
+_FRICTION_PER_FS = 0.01
+_TAU_FS, _TAU_P_FS = 100.0, 1000.0
+# amu/Å^3 in g/cm^3
+_DENSITY = 1e24 * units._amu * 1e3
+
+
+@dataclass(frozen=True)
+class EOSResult:
+    """Averages at n state points, in the order in which they were asked for, with standard errors.
+
+    ``given``: "volume" or "pressure", which has no error; ``volume_A3``, ``density_g_cm3``, ``pressure_GPa`` and
+    ``temperature_K`` (n,); ``reliable`` (n,): False where the run is short compared with the slowest correlation, or
+    too short for an error (NaN). ``final``: the last configurations, to go on from.
+    """
+
+    given: str
+    volume_A3: np.ndarray
+    volume_error: np.ndarray
+    density_g_cm3: np.ndarray
+    density_error: np.ndarray
+    pressure_GPa: np.ndarray
+    pressure_error: np.ndarray
+    temperature_K: np.ndarray
+    temperature_error: np.ndarray
+    reliable: np.ndarray
+    time_ps: float
+    final: list
+
+    def as_table(self) -> tuple[tuple, np.ndarray]:
+        names = ("volume_A3", "density_g_cm3", "pressure_GPa", "temperature_K")
+        header, columns = [], []
+        for name in names:
+            error = f"{name.split('_')[0]}_error"
+            header += [name, f"{name}_error"]
+            columns += [getattr(self, name), getattr(self, error)]
+        return tuple(header), np.stack(columns, axis=1)
+
+
+def eos(
+    atoms,
+    *,
+    temperature_K: float,
+    volumes_A3=None,
+    pressures_GPa=None,
+    models: dict | None = None,
+    timestep_fs: float = 2.0,
+    equilibration_ps: float = 10.0,
+    time_ps: float = 50.0,
+    seed: int = 0,
+    progress: bool = True,
+):
+    """Equation of state: pressures at ``volumes_A3`` (of the cell; Langevin), or volumes and densities at
+    ``pressures_GPa`` (stochastic cell rescaling, isotropic). Exactly one of them is given.
+
+    ``atoms``: start of all points, scaled isotropically to each volume, with a :class:`~ase_nepcg.NEP` calculator; or a
+    list with a start for each point. ``models``: ``{name: calculator}`` of several models, as with and without the
+    virial correction, each of which gets its own runs; then a dict of results is returned, else one
+    :class:`EOSResult`. Velocities are drawn anew; the same seed gives the same numbers.
+
+    Raises :class:`AnalysisError` for settings, MDError and MDFailed as :class:`~ase_nepcg.MD`.
+    """
+    if (volumes_A3 is None) == (pressures_GPa is None):
+        raise AnalysisError("eos: expected either volumes_A3 or pressures_GPa")
+    given = "volume" if pressures_GPa is None else "pressure"
+    name, values = ("volumes_A3", volumes_A3) if pressures_GPa is None else ("pressures_GPa", pressures_GPa)
+    try:
+        values = np.atleast_1d(np.asarray(values, float))
+    except (TypeError, ValueError):
+        values = np.zeros(0)
+    lowest = 0.0 if given == "volume" else -math.inf
+    if values.ndim != 1 or len(values) == 0 or not ((values > lowest) & np.isfinite(values)).all():
+        got = volumes_A3 if given == "volume" else pressures_GPa
+        raise AnalysisError(f"{name}: expected finite numbers (volumes above 0), got {got!r}")
+    for setting, value in (("timestep_fs", timestep_fs), ("time_ps", time_ps), ("equilibration_ps", equilibration_ps)):
+        positive(setting, value)
+    starts = [atoms] * len(values) if isinstance(atoms, Atoms) else list(atoms)
+    if len(starts) != len(values):
+        raise AnalysisError(
+            f"atoms: expected one start, or one for each of the {len(values)} points; got {len(starts)}"
+        )
+    for start in starts:
+        if not start.pbc.all() or start.cell.rank < 3:
+            raise AnalysisError("atoms: an equation of state needs a cell that is periodic in all directions")
+    if models is not None and (not isinstance(models, dict) or not models):
+        raise AnalysisError(f"models: expected {{name: calculator}}, got {models!r}")
+    calculators = {"": None} if models is None else models
+    results = {}
+    for label, calculator in calculators.items():
+        runs = []
+        for k, (start, value) in enumerate(zip(starts, values.tolist(), strict=True)):
+            copy = _prepared(start, calculator or start.calc, temperature_K, [seed, k])
+            if given == "volume":
+                copy.set_cell(copy.cell * (value / copy.cell.volume) ** (1 / 3), scale_atoms=True)
+                ensemble = Langevin(temperature_K, _FRICTION_PER_FS)
+            else:
+                ensemble = NPT(temperature_K, value, _TAU_FS, _TAU_P_FS)
+            runs.append(MD(copy, timestep_fs, ensemble, seed=seed + k, progress=progress))
+        results[label] = _measure(given, runs, equilibration_ps, time_ps)
+    return results[""] if models is None else results
+
+
+def _prepared(start, calculator, temperature_K, seed):
+    if calculator is None:
+        raise AnalysisError("eos: the atoms have no calculator; set atoms.calc = NEP(...), or give models")
+    copy = start.copy()
+    # each run keeps the results of its own atoms
+    copy.calc = deepcopy(calculator)
+    rng = np.random.default_rng(seed)
+    masses = copy.get_masses()
+    copy.set_momenta(rng.normal(size=(len(copy), 3)) * np.sqrt(units.kB * temperature_K * masses)[:, None])
+    return copy
+
+
+def _measure(given, runs, equilibration_ps, time_ps) -> EOSResult:
+    batch = MD.batch(runs)
+    dt = runs[0].timestep_fs
+    batch.run(round(1000.0 * equilibration_ps / dt))
+    handles = [run.attach(Thermo(), _SAMPLE) for run in runs]
+    batch.run(round(1000.0 * time_ps / dt))
+    thermo = [handle.results() for handle in handles]
+    columns = {}
+    for name in ("volume_A3", "density_g_cm3", "pressure_GPa", "temperature_K"):
+        columns[name], columns[f"{name.split('_')[0]}_error"] = np.array([one[name] for one in thermo]).T
+    if given == "volume":
+        # not a fluctuation: rounding of a sum
+        columns["volume_A3"] = np.array([run.atoms.cell.volume for run in runs])
+        columns["density_g_cm3"] = _DENSITY * np.array([run.atoms.get_masses().sum() for run in runs])
+        columns["density_g_cm3"] = columns["density_g_cm3"] / columns["volume_A3"]
+        columns["volume_error"] = columns["density_error"] = np.zeros(len(runs))
+    of_interest = "pressure_GPa" if given == "volume" else "volume_A3"
+    return EOSResult(
+        given=given,
+        reliable=np.array([bool(one.reliable[one.columns.index(of_interest)]) for one in thermo]),
+        time_ps=float(time_ps),
+        final=[run.atoms for run in runs],
+        **columns,
+    )
