@@ -10,9 +10,24 @@ import numpy as np
 
 from .errors import NepCGError
 
-__all__ = ["PlotError", "parity", "training_curve", "training_summary"]
+__all__ = [
+    "PlotError",
+    "adf",
+    "eos",
+    "msd",
+    "parity",
+    "rdf",
+    "running_conductivity",
+    "stress_strain",
+    "training_curve",
+    "training_summary",
+    "vdos",
+]
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_CURVE = "curve"
 _GRAY = "0.6"
 _BAND = "noise band"
 # column of a history -> name and unit
@@ -149,6 +164,180 @@ def training_summary(training, axes=None):
             settings = {"label": name, "quantity": "virial", "unit": "eV/atom"}
             parity(targets.virials, predictions.virials, targets.virial_errors, axes[2], **settings)
     return axes
+
+
+# ---- results of ase_nepcg.analysis and of the observers of MD -------------------------------------------------------
+
+
+def rdf(results, ax=None, *, pairs=None):
+    """Radial distribution functions with bands of one standard error.
+
+    ``results``: an RDFResult, or ``{name: RDFResult}`` to lay curves over each other, as coarse-grained over all-atom;
+    ``pairs``: of labels, by default all. Raises :class:`PlotError`.
+    """
+    wanted = None if pairs is None else {frozenset(pair) for pair in pairs}
+    curves = []
+    for name, result in _named(results):
+        for k, pair in enumerate(result.pairs):
+            if wanted is None or frozenset(pair) in wanted:
+                curves.append((result.r, result.g[k], result.g_error[k], _text(name, "-".join(pair))))
+    ax = _curves(curves, ax)
+    ax.axhline(1.0, color=_GRAY, linewidth=0.8, zorder=0)
+    ax.set(xlabel="distance (Å)", ylabel="radial distribution function", xlim=(0, None), ylim=(0, None))
+    return ax
+
+
+def adf(results, ax=None):
+    """Angular distributions with bands of one standard error; ``results``: an ADFResult or ``{name: ADFResult}``."""
+    curves = []
+    for name, result in _named(results):
+        for k, triplet in enumerate(result.triplets):
+            curves.append((result.angle, result.density[k], result.density_error[k], _text(name, "-".join(triplet))))
+    ax = _curves(curves, ax)
+    ax.set(xlabel="angle (degrees)", ylabel="probability (1/degree)", xlim=(0, 180), ylim=(0, None))
+    ax.set_xticks(range(0, 181, 30))
+    return ax
+
+
+def vdos(results, ax=None):
+    """Vibrational densities of states with bands of one standard error; ``results``: a VDOSResult or a dict of them."""
+    curves = []
+    for name, result in _named(results):
+        for k, label in enumerate(result.species):
+            curves.append((result.frequency_THz, result.dos[k], result.dos_error[k], _text(name, label)))
+    ax = _curves(curves, ax)
+    ax.set(xlabel="frequency (THz)", ylabel="density of states (1/THz)", xlim=(0, None), ylim=(0, None))
+    return ax
+
+
+def msd(results, ax=None):
+    """Mean square displacements with bands of one standard error; the legend holds the diffusion coefficients.
+    ``results``: an MSDResult or ``{name: MSDResult}``."""
+    curves = []
+    for name, result in _named(results):
+        for k, label in enumerate(result.species):
+            value = _with_error(result.diffusion[k], result.diffusion_error[k])
+            text = f"{_text(name, label)}, D = {value} Å²/ps"
+            curves.append((result.time_fs * 1e-3, result.msd[k], result.msd_error[k], text))
+    ax = _curves(curves, ax)
+    ax.set(xlabel="time (ps)", ylabel="mean square displacement (Å²)", xlim=(0, None), ylim=(0, None))
+    return ax
+
+
+def eos(results, ax=None, *, against="density", training_range=None):
+    """Pressures of state points with error bars.
+
+    ``results``: an EOSResult or ``{name: EOSResult}``; ``against``: ``"density"`` or ``"volume"``; ``training_range``:
+    two numbers of that quantity, between which the training frames lie. Raises :class:`PlotError`.
+    """
+    columns = {
+        "density": ("density_g_cm3", "density_error", "density (g/cm³)"),
+        "volume": ("volume_A3", "volume_error", "volume (Å³)"),
+    }
+    if against not in columns:
+        raise PlotError(f"against: expected 'density' or 'volume', got {against!r}")
+    column, error, text = columns[against]
+    ax = _axes(ax)
+    before = len(ax.containers)
+    if training_range is not None:
+        ends = _numbers("training_range", training_range)
+        if len(ends) != 2 or not np.isfinite(ends).all():
+            raise PlotError(f"training_range: expected two numbers, got {training_range!r}")
+        ax.axvspan(*sorted(ends), color=_GRAY, alpha=0.2, linewidth=0, label="training frames", zorder=0)
+    for number, (name, result) in enumerate(_named(results), before):
+        x = getattr(result, column)
+        order = np.argsort(x)
+        bars = (np.nan_to_num(e[order]) for e in (result.pressure_error, getattr(result, error)))
+        ax.errorbar(
+            *(x[order], result.pressure_GPa[order], *bars),
+            color=_COLORS[number % len(_COLORS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4,
+            linewidth=1.0,
+            capsize=2,
+            label=name or None,
+        )
+    ax.set(xlabel=text, ylabel="pressure (GPa)")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize="small")
+    return ax
+
+
+def running_conductivity(results, ax=None):
+    """Running thermal conductivity, of HNEMD against the length of the run, of Green and Kubo against the upper limit
+    of the integral, with a band of one standard error.
+
+    ``results``: a ConductivityResult or HeatCurrentResult, or ``{name: result}`` of one kind. Raises PlotError.
+    """
+    curves, kinds = [], set()
+    for name, result in _named(results):
+        time = result.time_fs * 1e-3
+        if hasattr(result, "running"):
+            kinds.add("time (ps)")
+            direction = result.field_per_A / np.linalg.norm(result.field_per_A)
+            text = f"{_with_error(result.kappa_parallel, result.kappa_parallel_error)} W/(m K)"
+            curves.append((time, result.running @ direction, None, _text(name, text)))
+        else:
+            kinds.add("correlation time (ps)")
+            curves.append((time, result.kappa_mean, result.kappa_mean_error, name or None))
+    if len(kinds) > 1:
+        raise PlotError("HNEMD and Green-Kubo have different times: draw them into two Axes")
+    ax = _curves(curves, ax)
+    ax.axhline(0.0, color=_GRAY, linewidth=0.8, zorder=0)
+    ax.set(xlabel=kinds.pop(), ylabel="thermal conductivity (W/(m K))")
+    return ax
+
+
+def stress_strain(results, ax=None):
+    """Stress along the axis against strain with bands of one standard error; ``results``: a StressStrain or a dict."""
+    curves = []
+    for name, result in _named(results):
+        k = "xyz".index(result.axis)
+        modulus = _with_error(result.modulus_GPa, result.modulus_error)
+        text = _text(name, f"along {result.axis}, initial slope {modulus} GPa")
+        curves.append((result.strain, result.stress_GPa[:, k], result.stress_error[:, k], text))
+    ax = _curves(curves, ax)
+    ax.set(xlabel="strain", ylabel="stress (GPa)")
+    return ax
+
+
+def _named(results) -> list:
+    """(name, result) pairs; the name of a single one is empty."""
+    if not isinstance(results, dict):
+        return [("", results)]
+    if not results:
+        raise PlotError("expected at least one result, got an empty dict")
+    return list(results.items())
+
+
+def _text(name, what) -> str:
+    return f"{name}: {what}" if name else what
+
+
+def _with_error(value, error) -> str:
+    """As 2.30(4): the error in units of the last digit."""
+    if not np.isfinite(error) or error <= 0:
+        return f"{value:.3g}"
+    # an error of 10 and more has its digits in front of the point
+    digits = max(0, -int(np.floor(np.log10(error))))
+    return f"{value:.{digits}f}({round(error * 10**digits):d})"
+
+
+def _curves(curves, ax):
+    """Lines (x, y, error or None, text) with bands; lines that are there already keep their colours."""
+    if not curves:
+        raise PlotError("there is nothing to draw: no pair is among those of the result")
+    ax = _axes(ax)
+    before = sum(line.get_gid() == _CURVE for line in ax.lines)
+    for number, (x, y, error, text) in enumerate(curves, before):
+        color = _COLORS[number % len(_COLORS)]
+        style = _STYLES[number // len(_COLORS) % len(_STYLES)]
+        ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=text, gid=_CURVE)
+        if error is not None and np.isfinite(error).any():
+            ax.fill_between(x, y - error, y + error, color=color, alpha=0.25, linewidth=0)
+    if any(text for *_, text in curves):
+        ax.legend(fontsize="small")
+    return ax
 
 
 def _axes(ax):
