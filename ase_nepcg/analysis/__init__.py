@@ -19,6 +19,8 @@ _OWNERS = {
     "elastic_constants": "elasticity",
     "eos": "state_equation",
     "finite_size_correction": "displacement",
+    "green_kubo": "heat",
+    "hnemd": "heat",
     "observe": "frames",
     "rdf": "radial",
     "read_frames": "frames",
