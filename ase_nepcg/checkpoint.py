@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -17,6 +18,8 @@ __all__ = ["CheckpointError", "read_checkpoint", "write_checkpoint"]
 
 _VERSION = 1
 _HEADER, _HASH = "header", "sha256"
+# what numpy and zipfile raise for damaged archives
+_DAMAGES = (ValueError, EOFError, OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class CheckpointError(NepCGError, ValueError):
@@ -38,8 +41,10 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
 
     Raises FileNotFoundError, or :class:`CheckpointError` for files that are truncated, damaged or something else.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     remedy = "remove it to start anew"
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path}: expected a checkpoint of ase_nepcg, got a folder; name a file in it")
     with open(path, "rb") as file:
         content = file.read()
     if content and not content.startswith(b"PK"):
@@ -48,7 +53,7 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
         # from memory: a damaged archive would keep its file open
         archive = np.load(io.BytesIO(content), allow_pickle=False)
         arrays = {name: archive[name] for name in getattr(archive, "files", ())}
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise CheckpointError(f"{path}: not a checkpoint, truncated or damaged ({error}); {remedy}") from None
     if _HEADER not in arrays or _HASH not in arrays:
         raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; choose another name for the checkpoint")

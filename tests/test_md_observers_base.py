@@ -32,7 +32,6 @@ from ase_nepcg.md.observers.base import (
     standard_errors,
 )  # fmt: skip
 from ase_nepcg.md.state import make_state
-from ase_nepcg.potential.cache import kernel_jit
 
 INFO = ObserverInfo(2.0, 5, ("O", "a-long-tail-bead"), 300.0, (0.0, 1e-4, 0.0))
 ALL = [
@@ -68,7 +67,7 @@ def disturb(s, rng):
     s.cell[:] *= rng.uniform(0.99, 1.01)
 
 
-@kernel_jit()
+@numba.njit
 def add_rows(values, ints, floats):
     for k in range(values.shape[0]):
         row = current_row(ints, OWN)
@@ -77,7 +76,7 @@ def add_rows(values, ints, floats):
         end_sample(ints, floats, OWN)
 
 
-@kernel_jit()
+@numba.njit
 def lattice_of(s, r, out):
     complete_lattice(s, r, out)
 

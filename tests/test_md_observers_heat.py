@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from ase import units
+from ase.md.velocitydistribution import Stationary
 from scipy.integrate import trapezoid
 
 from ase_nepcg.md.observers import Conductivity, HeatCurrent, ObserverError, ObserverInfo
@@ -21,12 +22,14 @@ def new_state(rng, n=5, cell=CELL):
 
 
 def set_current(s, potential, convective):
-    """Make the first site carry these currents."""
+    """Make the first sites carry these currents; the fourth takes up their momentum."""
     s.v[:], s.virials[:], s.energies[:] = 0.0, 0.0, 0.0
     s.v[:2] = [1.0, 0, 0], [0.0, 1.0, 0]
     s.virials[0, [0, 3, 6]] = potential
     s.energies[:2] = convective[0] - 0.5 * s.m[0], convective[1] - 0.5 * s.m[1]
     s.v[2], s.energies[2] = [0, 0, 1.0], convective[2] - 0.5 * s.m[2]
+    s.v[3] = -s.m[:3] / s.m[3]
+    s.energies[3] = -0.5 * s.m[3] * s.v[3] @ s.v[3]
 
 
 def observe(observer, s, currents, info=INFO):
@@ -40,6 +43,7 @@ def observe(observer, s, currents, info=INFO):
 def test_current_is_that_of_the_calculator(atoms, make_calculator, rng):
     calculator = make_calculator()
     atoms.set_velocities(rng.normal(size=(len(atoms), 3)) * 0.05)
+    Stationary(atoms, preserve_temperature=False)
     s = make_state(
         [atoms.positions], [atoms.get_velocities()], [atoms.get_masses()], [np.zeros(len(atoms), int)],
         [atoms.cell.array], [atoms.pbc],
@@ -56,6 +60,20 @@ def test_current_is_that_of_the_calculator(atoms, make_calculator, rng):
     np.testing.assert_allclose(result.acf[:, 0], (current * units.fs) ** 2, rtol=1e-10)
     assert result.samples == 1
     assert np.isnan(result.acf[:, 1:]).all()
+
+
+def test_motion_of_the_whole_is_no_current(rng):
+    one = new_state(rng)
+    one.v[:] -= one.m @ one.v / one.m.sum()
+    moving = one._replace(v=one.v + np.array([3.0, -2.0, 1.0]))
+    frozen = moving._replace(w=np.where(np.arange(5) == 4, 0.0, moving.w))
+    found = []
+    for s in (one, moving, frozen):
+        arrays = HeatCurrent(1).allocate(s, 0, INFO)
+        HeatCurrent(1).kernel()(s, 0, 0, *arrays)
+        found.append(HeatCurrent(1).results(*arrays).current)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-10)
+    assert np.abs(found[2] - found[0]).max() > 0.1 * np.abs(found[0]).max()
 
 
 @pytest.mark.parametrize(("length", "n"), [(4, 3), (6, 60), (1, 20), (9, 10), (9, 700)])

@@ -1,6 +1,7 @@
 """Long forms of ``test_md_physics.py`` by the library physical_validation, and energy over a nanosecond.
 
-P. T. Merz & M. R. Shirts, PLoS ONE 13, e0202764 (2018). Run with ``--run-slow``; ``pip install physical_validation``.
+P. T. Merz & M. R. Shirts, PLoS ONE 13, e0202764 (2018). Run with ``--run-slow``; the library is in the extra
+``validation``.
 """
 
 import functools

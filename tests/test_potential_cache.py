@@ -1,6 +1,9 @@
 """Compiled kernels on disk."""
 
+import ast
+import functools
 import importlib.util
+import itertools
 import os
 import pickle
 import shutil
@@ -19,7 +22,12 @@ from ase_nepcg.potential import cache
 from ase_nepcg.potential.cache import kernel_jit
 
 PACKAGE = Path(ase_nepcg.__file__).parent
-SOURCES = sorted(path.name for path in (PACKAGE / "potential").glob("*.py"))
+# where the sources of the kernels of each room are
+PARTS = {
+    "potential": ("potential",),
+    "md": ("potential", "md", "md/ensembles", "md/observers"),
+    "training": ("potential", "training/kernels"),
+}
 
 # a cheap kernel of the package: sums two chunks
 USE_KERNEL = """
@@ -92,45 +100,151 @@ def test_without_a_directory_kernels_are_compiled_and_a_warning_says_so(tmp_path
 # ---- the key: sources
 
 
-def hash_of(folder):
-    """``source_hash`` of a copy of the package."""
-    spec = importlib.util.spec_from_file_location("copied_cache", folder / "cache.py")
+@functools.cache
+def covered(room):
+    """Source files, relative to the package, of which the kernels of a room are made."""
+    files = [path for part in PARTS[room] for path in (PACKAGE / part).glob("*.py")]
+    return {path.relative_to(PACKAGE).as_posix() for path in files}
+
+
+def hashes_of(package):
+    """``source_hash`` of all rooms of a copy of the package."""
+    spec = importlib.util.spec_from_file_location("copied_cache", package / "potential" / "cache.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.source_hash()
+    return {room: module.source_hash(room) for room in PARTS}
+
+
+def changed(before, after):
+    return {room for room in PARTS if before[room] != after[room]}
 
 
 @pytest.fixture
-def sources(tmp_path):
-    for room in ("potential", "md"):
-        shutil.copytree(PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "potential"
+def package(tmp_path):
+    """A copy."""
+    return shutil.copytree(PACKAGE, tmp_path / "ase_nepcg", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def test_hash_is_that_of_the_text_only(sources):
-    before = hash_of(sources)
-    assert before == cache.source_hash()
-    for name in SOURCES:
-        os.utime(sources / name, (1, 1))
-    (sources / "notes.txt").write_text("no source")
-    assert hash_of(sources) == before
+def test_hash_is_that_of_the_text_only(package):
+    before = hashes_of(package)
+    assert before == {room: cache.source_hash(room) for room in PARTS}
+    assert len(set(before.values())) == 3
+    assert cache.source_hash() == before["potential"]
+    for name in set.union(*map(covered, PARTS)):
+        os.utime(package / name, (1, 1))
+    for folder in ("potential", "md/observers", "training/kernels"):
+        (package / folder / "notes.txt").write_text("no source")
+    assert hashes_of(package) == before
 
 
-@pytest.mark.parametrize("name", [*SOURCES, "../md/loop.py", "../md/integrate.py"])
-def test_hash_changes_with_every_source(sources, name):
-    before = hash_of(sources)
-    with (sources / name).open("a") as source:
+@pytest.mark.parametrize("folder", sorted(set(PARTS["md"] + PARTS["training"])))
+def test_hash_changes_with_every_source(package, folder):
+    before = hashes_of(package)
+    names = sorted(path.name for path in (PACKAGE / folder).glob("*.py"))
+    assert names
+    for name in names:
+        text = (package / folder / name).read_bytes()
+        (package / folder / name).write_bytes(text + b"# edited\n")
+        rooms = changed(before, hashes_of(package))
+        assert rooms == {room for room in PARTS if f"{folder}/{name}" in covered(room)}, name
+        (package / folder / name).write_bytes(text)
+    assert hashes_of(package) == before
+
+
+def test_sources_of_potentials_are_part_of_everything():
+    assert covered("potential") < covered("md")
+    assert covered("potential") < covered("training")
+    assert {"md/loop.py", "md/observers/pairs.py", "md/ensembles/nve.py"} < covered("md")
+
+
+@pytest.mark.parametrize("name", ["calculator.py", "training/core.py", "meanforce/core.py"])
+def test_hash_does_not_change_with_what_is_no_kernel(package, name):
+    before = hashes_of(package)
+    with (package / name).open("a") as source:
         source.write("# edited\n")
-    assert hash_of(sources) != before
+    assert hashes_of(package) == before
 
 
-def test_hash_changes_with_new_and_renamed_sources(sources):
-    hashes = [hash_of(sources)]
-    (sources / "more.py").touch()
-    hashes.append(hash_of(sources))
-    (sources / "more.py").rename(sources / "other.py")
-    hashes.append(hash_of(sources))
-    assert len(set(hashes)) == 3
+@pytest.mark.parametrize(
+    ("folder", "rooms"),
+    [("potential", set(PARTS)), ("md", {"md"}), ("md/ensembles", {"md"}), ("training/kernels", {"training"})],
+)
+def test_hash_changes_with_new_moved_and_renamed_sources(package, folder, rooms):
+    hashes = [hashes_of(package)]
+    (package / folder / "more.py").touch()
+    hashes.append(hashes_of(package))
+    (package / folder / "more.py").rename(package / folder / "other.py")
+    hashes.append(hashes_of(package))
+    for one, other in itertools.combinations(hashes, 2):
+        assert changed(one, other) == rooms
+    # text that has moved from one file to the next is another source
+    (package / folder / "a.py").write_text("x = 1\ny = 2\n")
+    (package / folder / "b.py").write_text("")
+    before = hashes_of(package)
+    (package / folder / "a.py").write_text("x = 1\n")
+    (package / folder / "b.py").write_text("y = 2\n")
+    assert changed(before, hashes_of(package)) == rooms
+
+
+# what compiles a function
+COMPILED = {"kernel_jit", "inlined", "njit", "intrinsic", "overload", "called"}
+
+
+def words(tree):
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
+
+
+def foreign_names(tree, path, room):
+    """Names that a module has from modules of the package that are no sources of a room, also by assignment."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+            for entry in node.names:
+                files = [folder.with_suffix(".py"), folder / f"{entry.name}.py", folder / "__init__.py"]
+                source = next(file for file in files if file.is_file())
+                if source.relative_to(PACKAGE).as_posix() not in covered(room):
+                    found.add(entry.asname or entry.name)
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and found & words(node.value):
+            found |= {name for target in node.targets for name in words(target)}
+    return found
+
+
+def test_kernels_are_made_of_the_sources_of_their_room_only():
+    """What a compiled function takes from elsewhere could change without the hash: there must be nothing."""
+    compiled = 0
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        tree = ast.parse(path.read_text())
+        functions = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and COMPILED & {word for d in node.decorator_list for word in words(d)}
+        ]
+        if not functions:
+            continue
+        compiled += len(functions)
+        room = next((room for room in ("training", "md") if name.startswith(room)), "potential")
+        assert name in covered(room), f"{name} has kernels, but is no source of the room {room}"
+        foreign = foreign_names(tree, path, room)
+        for function in functions:
+            found = foreign & words(function)
+            assert not found, f"{name}: {function.name} uses {found} from outside the room {room}"
+    assert compiled > 100
+
+
+def test_names_from_outside_a_room_are_found():
+    # the test of the test above
+    path = PACKAGE / "md" / "toy.py"
+    tree = ast.parse(
+        "from ..hyper import MAX_LABEL as most\nfrom ..potential.simd import LANES\nfrom .state import inlined\n"
+        "from . import steps\nfrom .. import errors\nwide = 2 * most\nown = LANES\n"
+    )
+    assert foreign_names(tree, path, "md") == {"most", "wide", "errors"}
+    assert foreign_names(tree, path, "potential") == {"most", "wide", "errors", "inlined", "steps"}
 
 
 # ---- files of single kernels
@@ -229,6 +343,29 @@ def test_files_can_be_read_by_the_owner_only(folder):
     assert isinstance(pickle.loads(path.read_bytes()), tuple)
 
 
+@pytest.mark.parametrize(
+    ("module", "room"),
+    [
+        ("ase_nepcg.potential.nep", "potential"),
+        ("ase_nepcg.md.loop", "md"),
+        ("ase_nepcg.md.observers.rdf", "md"),
+        ("ase_nepcg.training.kernels.basis", "training"),
+        ("__main__", "potential"),
+    ],
+)
+def test_kernels_are_kept_in_the_room_of_their_module(tmp_path, monkeypatch, module, room):
+    for one in PARTS:
+        (tmp_path / one).mkdir()
+    monkeypatch.setattr(cache, "cache_directory", lambda room: tmp_path / room)
+
+    def add(x):
+        return x + 1
+
+    add.__module__ = module
+    assert kernel_jit("a")(add)(1) == 2
+    assert [path.parent.name for path in tmp_path.glob("*/*.pickle")] == [room]
+
+
 # ---- the directory
 
 
@@ -239,9 +376,9 @@ def base(tmp_path, monkeypatch):
     return tmp_path
 
 
-def find_directory():
+def find_directory(*room):
     # past the memory of the first answer
-    return cache.cache_directory.__wrapped__()
+    return cache.cache_directory.__wrapped__(*room)
 
 
 def test_directory_is_that_of_numba_then_of_xdg_then_of_the_home(tmp_path, monkeypatch):
@@ -255,6 +392,14 @@ def test_directory_is_that_of_numba_then_of_xdg_then_of_the_home(tmp_path, monke
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert find_directory() == tmp_path / "home" / ".cache" / name
     assert (tmp_path / "home" / ".cache" / name).is_dir()
+
+
+def test_each_room_has_a_directory_of_its_own(base):
+    folders = {room: find_directory(room) for room in PARTS}
+    assert folders == {room: base / "ase_nepcg" / f"kernels-{cache.source_hash(room)}" for room in PARTS}
+    assert len(set(folders.values())) == 3
+    assert all(folder.is_dir() for folder in folders.values())
+    assert find_directory() == folders["potential"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no permissions of this kind")

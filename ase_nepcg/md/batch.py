@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import numpy as np
 
 from ..potential.evaluate import EvaluationError
-from .loop import WHERE, Backup, Calendar
+from .driver import MDFailed
+from .loop import BAD_CELL, HOT, NOT_FINITE, PHASE, REASON, WHERE, Backup, Calendar
 from .run import Run
 from .setup import MDError
 from .state import State
@@ -24,15 +26,20 @@ class Batch:
 
     Made by ``MD.batch([...])``. Every run (:class:`~ase_nepcg.MD`) keeps its own atoms (different numbers, cells),
     temperature, pressure, seed, observers, outputs and checkpoint, gives bit for bit what it would give alone, and can
-    be used on its own afterwards.
+    be used on its own afterwards. The number of threads is that of the first run's calculator.
 
-    Raises MDError for runs that do not fit together.
+    When one of them fails, all end after the same complete step. Raises MDError for runs that do not fit together.
     """
 
     def __init__(self, runs):
         self.runs = list(runs)
         if not self.runs:
             raise MDError("a batch needs at least one run")
+        self._check()
+        self._backend = self.runs[0]._backend
+
+    def _check(self) -> None:
+        """Whether the runs can be advanced together, as they are now."""
         first = self.runs[0]
         for k, other in enumerate(self.runs[1:], 1):
             for what, a, b in (
@@ -45,13 +52,13 @@ class Batch:
             ):
                 if a != b:
                     raise MDError(f"runs of a batch need the same {what}: run 0 has {a}, run {k} has {b}")
-        if len({id(run) for run in self.runs}) < len(self.runs) or len({id(run.atoms) for run in self.runs}) < len(
-            self.runs
-        ):
+        if _repeated(id(run.atoms) for run in self.runs):
             raise MDError("two runs of the batch are, or share, the same atoms: give each its own copy")
-        if len({id(run.calc) for run in self.runs}) < len(self.runs):
+        if _repeated(id(run.calc) for run in self.runs):
             raise MDError("two runs of the batch share a calculator, which holds the results of one: give each its own")
-        self._backend = first._backend
+        paths = [os.path.realpath(run.checkpoint_path) for run in self.runs if run.checkpoint_path is not None]
+        if _repeated(paths):
+            raise MDError("two runs of the batch have the same checkpoint file: give each its own")
 
     @property
     def nsteps(self) -> int:
@@ -121,7 +128,8 @@ class Batch:
         return whole
 
     def run(self, steps: int) -> bool:
-        """Advance all runs by ``steps``."""
+        """Advance all runs by ``steps``; True, as ASE's drivers."""
+        self._check()
         runs = self.runs
         with contextlib.ExitStack() as stack:
             for run in runs:
@@ -133,24 +141,58 @@ class Batch:
                 while whole.step < last:
                     target = min(last, *(run._next_due() for run in runs))
                     while whole.step < target:
-                        first = whole.step
-                        try:
-                            self._backend.advance(whole, target)
-                        except (EvaluationError, ValueError) as error:
-                            guilty = runs[int(whole.progress[WHERE])]
-                            whole.rewind()
-                            self._backend.evaluate(whole)
-                            guilty._fail(f"step {whole.step + 1} cannot be completed: {error}", error)
-                        for run in runs:
-                            run._check_energy(first)
-                        bar.update(whole.step - first)
-                        runs[0]._report(bar)
+                        self._advance(whole, target, bar)
+                        if whole.step < target:
+                            for run in runs:
+                                if run.checkpoint_interval is None:
+                                    run._save_if_due()
+                    calendars = [run.simulation.calendar for run in runs]
                     for run in runs:
                         run._call()
                         run._save_if_due()
+                    if any(a is not run.simulation.calendar for a, run in zip(calendars, runs, strict=True)):
+                        # a function has attached an observer
+                        whole = self._join()
             finally:
-                whole.rewind()
+                if whole.progress[PHASE]:
+                    # energies and virials may be those of the step that is given up
+                    whole.rewind()
+                    self._backend.evaluate(whole)
                 for run in runs:
                     # each counts for itself again
                     run.simulation.progress = whole.progress.copy()
         return True
+
+    def _advance(self, whole: Run, target: int, bar) -> None:
+        """Some steps of all runs towards ``target``."""
+        first = whole.step
+        try:
+            self._backend.advance(whole, target)
+        except (EvaluationError, ValueError) as error:
+            k, error = self._failed(whole, error)
+            whole.rewind()
+            self._backend.evaluate(whole)
+            self.runs[k]._fail(f"replica {k}: step {whole.step + 1} cannot be completed: {error}", error)
+        for k, run in enumerate(self.runs):
+            try:
+                run._check_energy(first)
+            except MDFailed as error:
+                raise MDFailed(f"replica {k}: {error}") from None
+        bar.update(whole.step - first)
+        self.runs[0]._report(bar)
+
+    def _failed(self, whole: Run, error: Exception) -> tuple[int, Exception]:
+        """Which run it was, and its error with the numbers that its sites have there."""
+        reason, where = whole.progress[REASON], int(whole.progress[WHERE])
+        if reason not in (NOT_FINITE, HOT, BAD_CELL):
+            for k, run in enumerate(self.runs):
+                try:
+                    run._backend.evaluate(run.simulation)
+                except (EvaluationError, ValueError) as own:
+                    return k, own
+        return where, error
+
+
+def _repeated(values) -> bool:
+    values = list(values)
+    return len(set(values)) < len(values)

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import secrets
 import time
 import warnings
 
-import numba
 import numpy as np
 from ase import units
 from tqdm import tqdm
@@ -26,14 +24,24 @@ from ..locks import locked
 from ..nepfile import write_atomically
 from ..potential.evaluate import EvaluationError
 from . import checkpoint as _checkpoint
-from .calendar import FOREVER, Attached, Caller
+from .calendar import FOREVER, Attached, Caller, arrange, uninterrupted
 from .cpu import CpuBackend
-from .ensembles.base import Ensemble, EnsembleError
-from .loop import Calendar, kernel_address
+from .loop import PHASE
 from .observers.base import Observer, ObserverInfo
-from .outputs import AseLog, Output, open_output
+from .outputs import AseLog, Output, OutputError, open_output
 from .run import Run
-from .setup import MDError, check_calculator, limits_of, make_setup, settle_velocities, start_state
+from .setup import (
+    MDError,
+    check_calculator,
+    check_finite,
+    check_settings,
+    check_unchanged,
+    is_integer,
+    limits_of,
+    make_setup,
+    settle_velocities,
+    start_state,
+)
 
 __all__ = ["MD", "Attached", "MDFailed"]
 
@@ -104,21 +112,8 @@ class MD:
         seed=None,
         progress=True,
     ):
-        if not isinstance(ensemble, Ensemble):
-            hint = f"; {ensemble.__name__} needs its settings: {ensemble.__name__}(...)" if _is_class(ensemble) else ""
-            raise EnsembleError(
-                "ensemble: expected one of ase_nepcg.md (NVE, Langevin, Bussi, NoseHoover, NPT, Deform, HNEMD), got "
-                f"{ensemble!r}{hint}"
-            )
-        if not _is_number(timestep_fs) or not 0 < timestep_fs < math.inf:
-            raise MDError(f"timestep_fs: expected a positive number of femtoseconds, got {timestep_fs!r}")
-        if seed is None:
-            seed = secrets.randbits(31)
-        if not _is_integer(seed) or not 0 <= seed < 2**63:
-            raise MDError(f"seed: expected an integer from 0 to 2^63 - 1, or None, got {seed!r}")
-        for name, value in (("loginterval", loginterval), ("checkpoint_interval", checkpoint_interval)):
-            if value is not None and (not _is_integer(value) or value < 1):
-                raise MDError(f"{name}: expected a positive number of steps, got {value!r}")
+        check_settings(ensemble, timestep_fs, seed, loginterval=loginterval, checkpoint_interval=checkpoint_interval)
+        seed = secrets.randbits(31) if seed is None else seed
         self.calc = check_calculator(atoms)
         self._check_temperature(ensemble)
         self.atoms, self.ensemble, self.seed = atoms, ensemble, int(seed)
@@ -230,27 +225,36 @@ class MD:
         """
         if isinstance(function, Observer):
             return self._attach_observer(function, interval)
-        if not _is_integer(interval):
+        if not is_integer(interval):
             raise MDError(f"interval: expected a number of steps, got {interval!r}")
         if not callable(function):
             if not hasattr(function, "write"):
                 raise MDError(f"attach: expected a function, a writer or an observer, got {function!r}")
             function = function.write
-        self._callers.append(Caller(function, int(interval), args, kwargs))
+        # as of ASE: what is attached before the first step is called at the start
+        self._callers.append(Caller(function, int(interval), args, kwargs, called=self.nsteps or -1))
         return None
 
     def insert_observer(self, function, position=0, interval=1, *args, **kwargs):
-        """As :meth:`attach`, but before others."""
-        self.attach(function, interval, *args, **kwargs)
-        self._callers.insert(position, self._callers.pop())
+        """As :meth:`attach`, but before others; at position 0 also before trajectory and log."""
+        handle = self.attach(function, interval, *args, **kwargs)
+        if handle is None:
+            self._callers.insert(position, self._callers.pop())
+        return handle
 
     def add_output(self, output: Output) -> Output:
         """Write ``output`` (see :mod:`ase_nepcg.md.outputs`) at its interval; it is part of checkpoints."""
         self.outputs.append(output)
+        due = self._called or self.nsteps > 0
+        self._callers.append(
+            Caller(
+                *(output.write, output.interval, (self.atoms, self), {}), output=True, called=self.nsteps if due else -1
+            )
+        )
         return output
 
     def _attach_observer(self, observer, interval, arrays=None, after=None):
-        if not _is_integer(interval) or interval < 1:
+        if not is_integer(interval) or interval < 1:
             raise MDError(f"interval: expected a positive number of steps, got {interval!r}")
         s = self.simulation.state
         if arrays is None:
@@ -272,28 +276,7 @@ class MD:
         return handle
 
     def _arrange(self) -> None:
-        """The calendar of the compiled loop: all numbers of all observers in two arrays, of which handles get views."""
-        table, pieces = [], ([], [])
-        at = [0, 0]
-        for handle in self.handles:
-            kernel = handle.observer.kernel()
-            if not kernel.overloads:
-                kernel.compile(_observer_types(self.simulation.state))
-            ends = at[0] + len(handle.ints), at[1] + len(handle.floats)
-            table.append(
-                (
-                    *(kernel_address(kernel), 0, handle.interval, handle.after),
-                    *(at[0], ends[0], at[1], ends[1], int(handle.observer.per_site)),
-                )
-            )
-            pieces[0].append(handle.ints)
-            pieces[1].append(handle.floats)
-            at = ends
-        ints = np.concatenate([*pieces[0], np.zeros(0, np.int64)])
-        floats = np.concatenate([*pieces[1], np.zeros(0)])
-        for handle, row in zip(self.handles, table, strict=True):
-            handle.ints, handle.floats = ints[row[4] : row[5]], floats[row[6] : row[7]]
-        self.simulation.calendar = Calendar(np.array(table, np.int64).reshape(-1, 9), ints, floats)
+        self.simulation.calendar = arrange(self.handles, self.simulation.state)
 
     def _first_sample(self, handle) -> None:
         if handle.observer.per_site:
@@ -312,26 +295,48 @@ class MD:
     def irun(self, steps: int = 50):
         """As :meth:`run`, step by step: yields after the start and after each step whether it was the last."""
         with self._begin(steps):
-            yield self.nsteps == self.max_steps
-            while self.nsteps < self.max_steps:
+            while True:
+                try:
+                    yield self.nsteps == self.max_steps
+                finally:
+                    # what the caller did to the atoms, also if this was the last that he wanted
+                    self._adopt()
+                if self.nsteps == self.max_steps:
+                    return
                 self._advance(self.nsteps + 1, None)
                 self._sync()
-                yield self.nsteps == self.max_steps
 
     @contextlib.contextmanager
     def _begin(self, steps):
         """Around everything that advances: the checkpoint is ours, and whatever happens, it ends between two steps."""
-        if not _is_integer(steps) or steps < 0:
+        if not is_integer(steps) or steps < 0:
             raise MDError(f"steps: expected a number of steps, got {steps!r}")
         with self._lock():
             self._prepare(steps)
             try:
+                self._call()
                 yield
-            finally:
-                # also after an interrupt, or an error in a function of the user's
-                self.simulation.rewind()
-                self._sync()
-                self._save()
+            except BaseException:
+                # an interrupt may come between a step and the files that are due after it
+                with contextlib.suppress(OutputError), uninterrupted():
+                    self._end(write=not self._failed)
+                raise
+            with uninterrupted():
+                self._end()
+
+    def _end(self, write=True) -> None:
+        """Atoms, files and checkpoint of the last complete step."""
+        run = self.simulation
+        if len(self.atoms) != len(run.state.x):
+            return
+        if run.progress[PHASE]:
+            # energies and virials may be those of the step that is given up
+            run.rewind()
+            self._backend.evaluate(run)
+        self._sync()
+        if write:
+            self._call(functions=False)
+        self._save()
 
     def _lock(self):
         if self.checkpoint_path is None:
@@ -343,6 +348,9 @@ class MD:
         )
 
     def _prepare(self, steps) -> None:
+        if self.atoms.calc is not self.calc:
+            raise MDError("the atoms have another calculator than when MD was made: make a new MD")
+        check_unchanged(self.atoms, self.setup, self.simulation.state)
         self._adopt()
         self._start()
         self.max_steps = self.nsteps + int(steps)
@@ -352,7 +360,6 @@ class MD:
             self._called = True
             for handle in self.handles:
                 self._first_sample(handle)
-            self._call()
         self._written = time.monotonic()
 
     def _start(self) -> None:
@@ -369,7 +376,6 @@ class MD:
     def _next_due(self) -> int:
         step = self.nsteps
         due = [caller.next(step) for caller in self._callers]
-        due += [(step // output.interval + 1) * output.interval for output in self.outputs]
         if self.checkpoint_path is not None and self.checkpoint_interval is not None:
             due.append((step // self.checkpoint_interval + 1) * self.checkpoint_interval)
         return min(due, default=FOREVER)
@@ -441,18 +447,24 @@ class MD:
             f"{text}. The state after step {self.nsteps} is {place}; a shorter time step or another start may help"
         ) from error
 
-    def _call(self) -> None:
-        """Outputs and functions that are due."""
-        step = self.nsteps
-        outputs = [output for output in self.outputs if step % output.interval == 0]
-        callers = [caller for caller in self._callers if caller.due(step)]
-        if not (outputs or callers):
-            return
-        self._sync()
-        for output in outputs:
-            output.write(self.atoms, self)
-        for caller in callers:
-            caller()
+    def _call(self, functions=True) -> None:
+        """Outputs and functions that are due and have not been called at this step."""
+        due = [caller for caller in self._callers if caller.due(self.nsteps) and (functions or caller.output)]
+        if due:
+            self._sync()
+        for caller in due:
+            # a function before it may have written a checkpoint, and with that all files
+            if not caller.due(self.nsteps):
+                continue
+            with uninterrupted() if caller.output else contextlib.nullcontext():
+                caller.called = self.nsteps
+                try:
+                    caller()
+                except OutputError:
+                    if caller.output:
+                        # the file is as it was before: still due
+                        caller.called = -1
+                    raise
             self._adopt()
 
     # --- atoms ----------------------------------------------------------------------------------------------------
@@ -478,12 +490,16 @@ class MD:
             raise MDError(f"the run has {len(s.x)} atoms, now there are {len(atoms)}: make a new MD")
         moved = not np.array_equal(atoms.positions, s.x) or not np.array_equal(atoms.cell.array, s.cell[0])
         pushed = not np.array_equal(_momenta(atoms), self._momenta)
+        if moved or pushed:
+            check_finite(atoms)
+        if self.ensemble.changes_cell and not np.array_equal(atoms.cell.array, s.cell[0]):
+            raise MDError(f"the cell was changed, which {type(self.ensemble).__name__} is in charge of: make a new MD")
         if moved:
+            self._ready = False
             s.x[:], s.cell[0] = atoms.positions, atoms.cell.array
             for g in range(len(s.start) - 1):
                 members = slice(s.start[g], s.start[g + 1])
                 s.held[g] = s.share[members] @ s.x[s.members[members]]
-            self._ready = False
         if pushed:
             s.v[:] = _momenta(atoms) / s.m[:, None]
             settle_velocities(s, self.ensemble, self.setup)
@@ -513,12 +529,17 @@ class MD:
 
     def checkpoint(self, path) -> None:
         """Write everything that :meth:`restart` needs to ``path``: one file, replaced in one go."""
+        self._adopt()
         self._start()
+        if self._called:
+            # the files belong to it
+            self._call(functions=False)
         _checkpoint.write(path, self)
 
     def _save(self) -> None:
         # after a failure the older checkpoint, of a better time, is kept
         if self.checkpoint_path is not None and self._ready and not self._failed:
+            self._sync()
             self.checkpoint(self.checkpoint_path)
         self._written = time.monotonic()
 
@@ -561,22 +582,6 @@ def _make_backend(calc, device, precision):
     return CpuBackend(calc.model, threads=parameters.threads, temperature_K=parameters.temperature_K)
 
 
-def _observer_types(state):
-    return numba.typeof(state), numba.int64, numba.int64, numba.int64[::1], numba.float64[::1]
-
-
 def _momenta(atoms) -> np.ndarray:
     momenta = atoms.arrays.get("momenta")
     return np.zeros((len(atoms), 3)) if momenta is None else momenta
-
-
-def _is_class(value) -> bool:
-    return isinstance(value, type) and issubclass(value, Ensemble)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

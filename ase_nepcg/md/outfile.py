@@ -40,7 +40,9 @@ class Output:
 
     def __init__(self, path, interval=1, append=False, atoms=None):
         self.interval = checked_interval(interval)
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
+        # the same file wherever the process goes meanwhile
+        self._place = os.path.abspath(self.path)
         self._new = not os.path.exists(self.path)
         self._fd, self._ended = _open_locked(self.path), None
         self._close = weakref.finalize(self, os.close, self._fd)
@@ -115,9 +117,9 @@ class Output:
         size, head, tail = mark["size"], bytes.fromhex(mark["head"]), bytes.fromhex(mark["tail"])
         remedy = "put the file of the run back in its place, or start a new run"
         if self._size() < size:
-            if self._new:
+            if self._new and not self._size():
                 # made by this object
-                os.unlink(self.path)
+                os.unlink(self._place)
                 self.close()
                 raise OutputError(f"{self.path}: the run has written {size} bytes, but there is no such file; {remedy}")
             raise OutputError(
@@ -132,7 +134,7 @@ class Output:
 
     def todict(self) -> dict:
         """What :func:`output_from_dict` needs, JSON-compatible."""
-        return {"kind": self.kind, "path": os.path.abspath(self.path), "interval": self.interval}
+        return {"kind": self.kind, "path": self._place, "interval": self.interval}
 
     def close(self) -> None:
         """Close the file and release its lock."""

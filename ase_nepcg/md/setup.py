@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from ase import units
+from ase import Atoms, units
 from ase.constraints import FixAtoms
 
 from ..calculator import NEP
 from ..constraints import FixBeads
 from ..errors import NepCGError
 from ..labels import get_types, has_labels
-from .ensembles.base import Ensemble, Setup
+from .ensembles.base import Ensemble, EnsembleError, Setup
 from .state import State, make_state
 
-__all__ = ["MDError", "check_calculator", "limits_of", "make_setup", "settle_velocities", "start_state"]
+__all__ = [
+    "MDError",
+    "check_calculator",
+    "check_finite",
+    "check_settings",
+    "check_unchanged",
+    "is_integer",
+    "limits_of",
+    "make_setup",
+    "settle_velocities",
+    "start_state",
+]
 
 
 class MDError(NepCGError, ValueError):
     """Atoms, calculator or settings that a run cannot be made of."""
 
 
+def is_integer(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return is_integer(value) or isinstance(value, float | np.floating)
+
+
+def check_settings(ensemble, timestep_fs, seed, **intervals) -> None:
+    """Raise EnsembleError or MDError for settings that are not what they should be."""
+    if not isinstance(ensemble, Ensemble):
+        hint = ""
+        if isinstance(ensemble, type) and issubclass(ensemble, Ensemble):
+            hint = f"; {ensemble.__name__} needs its settings: {ensemble.__name__}(...)"
+        raise EnsembleError(
+            "ensemble: expected one of ase_nepcg.md (NVE, Langevin, Bussi, NoseHoover, NPT, Deform, HNEMD), got "
+            f"{ensemble!r}{hint}"
+        )
+    if not _is_number(timestep_fs) or not 0 < timestep_fs < math.inf:
+        raise MDError(f"timestep_fs: expected a positive number of femtoseconds, got {timestep_fs!r}")
+    if seed is not None and (not is_integer(seed) or not 0 <= seed < 2**63):
+        raise MDError(f"seed: expected an integer from 0 to 2^63 - 1, or None, got {seed!r}")
+    for name, value in intervals.items():
+        if value is not None and (not is_integer(value) or value < 1):
+            raise MDError(f"{name}: expected a positive number of steps, got {value!r}")
+
+
 def check_calculator(atoms) -> NEP:
     """The NEP calculator of ``atoms``."""
+    if not isinstance(atoms, Atoms):
+        raise MDError(f"atoms: expected an ase.Atoms, got {type(atoms).__name__}")
     calc = atoms.calc
     if calc is None:
         raise MDError("atoms have no calculator: set atoms.calc = NEP(...) first")
@@ -51,7 +93,10 @@ def _constraints(atoms) -> tuple[np.ndarray, list]:
     frozen, groups = np.zeros(len(atoms), bool), []
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
-            frozen[constraint.get_indices()] = True
+            indices = constraint.get_indices()
+            if len(indices) and (indices.max() >= len(atoms) or indices.min() < -len(atoms)):
+                raise MDError(f"FixAtoms freezes atoms {indices.tolist()}, but there are {len(atoms)} atoms")
+            frozen[indices] = True
         elif isinstance(constraint, FixBeads):
             groups += [np.asarray(group, np.int64) for group in constraint.groups]
         else:
@@ -60,6 +105,8 @@ def _constraints(atoms) -> tuple[np.ndarray, list]:
                 "others"
             )
     members = np.concatenate([*groups, np.zeros(0, np.int64)])
+    if len(members) and members.max() >= len(atoms):
+        raise MDError(f"FixBeads holds atom {members.max()}, but there are {len(atoms)} atoms")
     if len(np.unique(members)) < len(members):
         raise MDError("the groups of two FixBeads constraints overlap; expected every atom in one group at most")
     if frozen[members].any():
@@ -67,15 +114,41 @@ def _constraints(atoms) -> tuple[np.ndarray, list]:
             f"atom {members[frozen[members]][0]} is frozen (FixAtoms) and member of a held group (FixBeads): remove "
             "one of the constraints"
         )
-    if len(members) and members.max() >= len(atoms):
-        raise MDError(f"FixBeads holds atom {members.max()}, but there are {len(atoms)} atoms")
     return frozen, groups
+
+
+def check_finite(atoms) -> None:
+    """Raise MDError for positions, momenta or a cell that are not finite."""
+    momenta = atoms.arrays.get("momenta", np.zeros((0, 3)))
+    for name, value in (("positions", atoms.positions), ("momenta", momenta), ("cell", atoms.cell.array)):
+        if not np.isfinite(value).all():
+            row = int(np.argwhere(~np.isfinite(value))[0][0])
+            raise MDError(f"{name} must be finite, but row {row} is {value[row].tolist()}")
+
+
+def check_unchanged(atoms, setup: Setup, state: State) -> None:
+    """Raise MDError if something else than positions, momenta and cell of ``atoms`` has changed since the start."""
+    if len(atoms) != setup.n_sites:
+        raise MDError(f"the run has {setup.n_sites} atoms, now there are {len(atoms)}: make a new MD")
+    now, frozen, groups = make_setup(atoms, setup.timestep)
+    held = np.concatenate([*groups, np.zeros(0, np.int64)])
+    sizes = [len(group) for group in groups]
+    constraints = (frozen, state.w == 0), (held, state.members), (sizes, np.diff(state.start))
+    for what, same in (
+        ("masses", np.array_equal(now.masses, setup.masses)),
+        ("periodic directions", now.pbc == setup.pbc),
+        ("constraints", all(np.array_equal(a, b) for a, b in constraints)),
+        ("labels or elements", np.array_equal(get_types(atoms, atoms.calc.model.species), state.types)),
+    ):
+        if not same:
+            raise MDError(f"{what} of the atoms are others than when MD was made: make a new MD")
 
 
 def make_setup(atoms, timestep: float) -> tuple[Setup, np.ndarray, list]:
     """What an ensemble must know of ``atoms``, frozen atoms (N,) and held groups."""
     if len(atoms) == 0:
         raise MDError("there are no atoms")
+    check_finite(atoms)
     masses = _masses(atoms)
     frozen, groups = _constraints(atoms)
     return (
@@ -99,10 +172,6 @@ def start_state(atoms, ensemble: Ensemble, setup: Setup, frozen, groups, seed: i
     velocities = np.zeros((len(atoms), 3))
     if atoms.has("momenta"):
         velocities = atoms.arrays["momenta"] / setup.masses[:, None]
-    for name, value in (("positions", atoms.positions), ("momenta", velocities), ("cell", atoms.cell.array)):
-        if not np.isfinite(value).all():
-            row = int(np.argwhere(~np.isfinite(value))[0][0])
-            raise MDError(f"{name} must be finite, but row {row} is {value[row].tolist()}")
     n_dof = ensemble.n_dof(setup)
     state = make_state(
         *([atoms.positions], [velocities], [setup.masses], [get_types(atoms, atoms.calc.model.species)]),
@@ -130,12 +199,12 @@ def settle_velocities(state: State, ensemble: Ensemble, setup: Setup) -> None:
 def limits_of(state: State, ensemble: Ensemble, h: float) -> np.ndarray:
     """(1, 4) as ``Run.limits``: beyond them a step makes no sense.
 
-    Kinetic energy: ten times that of the hotter of target and start, plus 1000 K; displacement: 1 Å per step; volume:
+    Kinetic energy: ten times that of the hotter of target and start, plus 5000 K; displacement: 1 Å per step; volume:
     a fifth to twenty times that of the start.
     """
     n_dof = max(float(state.n_dof[0]), 1.0)
     start = (state.m[:, None] * state.v**2).sum() / (n_dof * units.kB)
-    kelvin = 10.0 * max(start, ensemble.temperature or 0.0) + 1000.0
+    kelvin = 10.0 * max(start, ensemble.temperature or 0.0) + 5000.0
     volume = abs(np.linalg.det(state.cell[0]))
     bounds = (volume / 5.0, volume * 20.0) if ensemble.changes_cell else (-np.inf, np.inf)
     return np.array([[0.5 * n_dof * units.kB * kelvin, 1.0 / h, *bounds]])

@@ -77,7 +77,7 @@ def make_state(
         m=m,
         w=w,
         types=np.concatenate(types).astype(np.int64),
-        cell=np.array(cells, float).reshape(replicas, 3, 3),
+        cell=np.array(cells, float, order="C").reshape(replicas, 3, 3),
         virial=np.zeros((replicas, 3, 3)),
         energy=np.zeros(replicas),
         energies=np.zeros(n),
@@ -89,5 +89,5 @@ def make_state(
         held=held,
         seed=np.array(seeds, np.int64).reshape(replicas),
         n_dof=np.array(n_dof, float).reshape(replicas),
-        pbc=np.array(pbc, bool).reshape(replicas, 3),
+        pbc=np.array(pbc, bool, order="C").reshape(replicas, 3),
     )

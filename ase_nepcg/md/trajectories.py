@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -97,7 +98,8 @@ class TrajFile(Output):
     def _patches(self, atoms, md):
         if self._writer is None:
             self._open(atoms, md)
-        self._writer.write(_with_table(atoms))
+        with _bare_calculator(_with_table(atoms)) as frame:
+            self._writer.write(frame)
         patches, self._stage.patches = self._stage.patches, []
         return patches
 
@@ -126,6 +128,20 @@ class TrajFile(Output):
         while room < items:
             room *= 42
         write_all(self._fd, bytes(8 * (room - items)), table + 8 * items)
+
+
+@contextlib.contextmanager
+def _bare_calculator(atoms):
+    """``atoms`` with the results of their calculator, without its parameters: ASE repeats these in every frame, and
+    they are the whole model where it was not read from a file."""
+    calc = atoms.calc
+    if calc is not None and not isinstance(calc, SinglePointCalculator):
+        atoms.calc = SinglePointCalculator(atoms, **calc.results)
+        atoms.calc.name = calc.name
+    try:
+        yield atoms
+    finally:
+        atoms.calc = calc
 
 
 def _with_table(atoms):
@@ -179,7 +195,7 @@ class XyzFile(Output):
 
     def _compare(self, atoms):
         try:
-            with open(self.path) as file:
+            with open(self._place) as file:
                 found = get_labels(next(read_frames(file, -1)))
         except (DatasetError, UnicodeDecodeError) as error:
             raise OutputError(
@@ -213,7 +229,7 @@ class AmberFile(Output):
     def _compare(self, atoms):
         header = amber.header_of(atoms)
         try:
-            with open(self.path, "rb") as file:
+            with open(self._place, "rb") as file:
                 found, masses = amber.read_header(file)
         except ValueError as error:
             raise OutputError(

@@ -7,9 +7,11 @@
     HNEMD        kappa_a(t)  = <J_a>_t / (T V F_e)             F_e = |F_e|, the driving force along one axis
                                                                (Evans, Phys. Lett. A 91, 457, 1982)
 
-with the virials W_i of the sites (first index separation, second force, not symmetric). The convective part depends on
-the zero of the energies U_i unless every species has no net momentum: in mixtures it is not the heat current of a
-measurement, in solids it is negligible.
+with the virials W_i of the sites (first index separation, second force, not symmetric). Velocities are those relative
+to the centre of mass: a system that moves as a whole carries energy along, which is no conduction, and would let the
+Green-Kubo integral grow for ever. (Where sites are frozen or held there is no such motion; nothing is taken off.) The
+convective part depends on the zero of the energies U_i unless every species has no net momentum: in mixtures it is not
+the heat current of a measurement, in solids it is negligible.
 """
 
 from __future__ import annotations
@@ -54,11 +56,27 @@ _SI = units.s * units.m / units.J
 
 
 @inlined
+def _drift_velocity(s, r):
+    """Velocity of the centre of mass, 0 where something is frozen or held."""
+    mass = px = py = pz = 0.0
+    free = s.group_first[r] == s.group_first[r + 1]
+    for i in range(s.first[r], s.first[r + 1]):
+        free = free and s.w[i] > 0.0
+        mass += s.m[i]
+        px += s.m[i] * s.v[i, 0]
+        py += s.m[i] * s.v[i, 1]
+        pz += s.m[i] * s.v[i, 2]
+    scale = 1.0 / mass if free else 0.0
+    return scale * px, scale * py, scale * pz
+
+
+@inlined
 def heat_current(s, r, out, at):
     """Potential part to ``out[at : at + 3]``, convective part behind it; needs ``s.energies`` and ``s.virials``."""
     jx = jy = jz = cx = cy = cz = 0.0
+    vx, vy, vz = _drift_velocity(s, r)
     for i in range(s.first[r], s.first[r + 1]):
-        w, x, y, z = s.virials[i], s.v[i, 0], s.v[i, 1], s.v[i, 2]
+        w, x, y, z = s.virials[i], s.v[i, 0] - vx, s.v[i, 1] - vy, s.v[i, 2] - vz
         jx += w[0] * x + w[1] * y + w[2] * z
         jy += w[3] * x + w[4] * y + w[5] * z
         jz += w[6] * x + w[7] * y + w[8] * z

@@ -44,7 +44,7 @@ _MAGIC = 6755399441055744.0
 def read_pairs(owner, pairs, name="pairs") -> tuple:
     """``pairs`` as a tuple of pairs of labels; raises :class:`ObserverError`."""
     try:
-        found = tuple(tuple(pair) for pair in pairs)
+        found = tuple((pair,) if isinstance(pair, str) else tuple(pair) for pair in pairs)
     except TypeError:
         found = ()
     good = all(len(pair) == 2 and all(isinstance(label, str) for label in pair) for pair in found)
