@@ -38,7 +38,7 @@ def test_each_replica_is_as_if_alone(replicas):
     assert s.first.tolist() == [0, 3, 8, 10]
     assert s.group_first.tolist() == [0, 1, 3, 3]
     assert s.seed.tolist() == seeds
-    per_site = ("x", "v", "f", "m", "w", "types", "energies", "virials")
+    per_site = ("x", "v", "f", "m", "w", "types", "energies", "virials", "bits", "more_bits")
     per_replica = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
     for r in range(3):
         alone = state_of(

@@ -18,7 +18,7 @@ __all__ = ["Batch"]
 
 # arrays of the state with one row per replica, per site, per group member and per group
 _PER_REPLICA = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
-_PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials")
+_PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials", "bits", "more_bits")
 
 
 class Batch:

@@ -30,7 +30,7 @@ from ..potential.lists import AGAIN, DONE, LONGEST, STATUS, fits, place_sites, p
 from ..potential.nep import sum_chunks
 from ..potential.simd import fetch_add, pointer
 from .state import inlined
-from .steps import kinetic_energy, volume
+from .steps import volume
 
 __all__ = [
     "BAD_CELL",
@@ -141,8 +141,9 @@ def _call_nep(typingctx, address, slot, per_site, arguments):
     return types.void(address, slot, types.boolean, arguments), codegen
 
 
+@functools.cache
 def kernel_address(kernel) -> int:
-    """Address of the only compiled form of a kernel, which must have been compiled before."""
+    """Address of the only compiled form of a kernel, which must have been compiled before (ValueError)."""
     (compiled,) = kernel.overloads.values()
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
@@ -281,13 +282,14 @@ def _judge(s, limits, progress):
     """REASON where a step, though finite, makes no sense. ``limits`` (R, 4): kinetic energy (eV), speed (Å per ASE time
     unit), smallest and largest volume (Å^3)."""
     for r in range(s.first.size - 1):
-        fastest = 0.0
+        fastest = twice = 0.0
         for i in range(s.first[r], s.first[r + 1]):
             v2 = s.v[i, 0] ** 2 + s.v[i, 1] ** 2 + s.v[i, 2] ** 2
+            twice += s.m[i] * v2
             # also where it is not a number
             if not v2 <= fastest:
                 fastest = v2
-        if not (kinetic_energy(s, r) <= limits[r, 0] and fastest <= limits[r, 1] ** 2):
+        if not (0.5 * twice <= limits[r, 0] and fastest <= limits[r, 1] ** 2):
             progress[REASON], progress[WHERE] = HOT, r
         if not limits[r, 2] <= volume(s, r) <= limits[r, 3]:
             progress[REASON], progress[WHERE] = BAD_CELL, r

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..potential.cache import kernel_jit
 
-__all__ = ["fill_normals", "normals", "three_normals", "uniforms"]
+__all__ = ["fill_bits", "fill_normals", "normals", "three_normals", "uniforms"]
 
 # multipliers of the two products of a round and increments of the two key words
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -113,10 +113,18 @@ def _ziggurat(bits, seed, step, atom, which):
 
 
 @_inlined
-def three_normals(seed, step, atom):
-    """Three independent standard normal numbers for one atom in one step."""
-    a, b, c, d = words(seed, step, atom, 0)
-    first, second = (a << _SHIFT) | b, (c << _SHIFT) | d
+def fill_bits(seed, step, first, second, begin, end):
+    """128 random bits for each of the atoms 0, 1, ... of one step into ``first`` and ``second`` (N,) uint64, from
+    ``begin`` up to ``end``. Two arrays and a loop of its own: these become vector instructions."""
+    for i in range(begin, end):
+        a, b, c, d = words(seed, step, i - begin, 0)
+        first[i] = (a << _SHIFT) | b
+        second[i] = (c << _SHIFT) | d
+
+
+@_inlined
+def three_normals(first, second, seed, step, atom):
+    """Three independent standard normal numbers from the bits of an atom, see :func:`fill_bits`."""
     third = (first >> np.uint64(42)) | ((second >> np.uint64(42)) << np.uint64(22))
     return (
         _ziggurat(first & _MASK, seed, step, atom, 0),
@@ -128,5 +136,7 @@ def three_normals(seed, step, atom):
 @kernel_jit()
 def fill_normals(seed, step, out):
     """``out`` (N, 3): the normal numbers that atoms 0 ... N-1 get in ``step``."""
+    first, second = np.empty(out.shape[0], np.uint64), np.empty(out.shape[0], np.uint64)
+    fill_bits(seed, step, first, second, 0, out.shape[0])
     for i in range(out.shape[0]):
-        out[i, 0], out[i, 1], out[i, 2] = three_normals(seed, step, i)
+        out[i, 0], out[i, 1], out[i, 2] = three_normals(first[i], second[i], seed, step, i)

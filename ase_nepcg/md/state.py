@@ -35,6 +35,8 @@ class State(NamedTuple):
     energy: np.ndarray  # (R,) potential energy, eV
     energies: np.ndarray  # (N,) potential energies of the sites, eV
     virials: np.ndarray  # (N, 9) virials of the sites where asked for, eV; not symmetric
+    bits: np.ndarray  # (N,) uint64, work space of random numbers, as more_bits
+    more_bits: np.ndarray
     group_first: np.ndarray  # (R + 1,) held groups of replica r
     start: np.ndarray  # (G + 1,) group g holds members[start[g] : start[g+1]]
     members: np.ndarray  # sites of the held groups
@@ -82,6 +84,8 @@ def make_state(
         energy=np.zeros(replicas),
         energies=np.zeros(n),
         virials=np.zeros((n, 9)),
+        bits=np.zeros(n, np.uint64),
+        more_bits=np.zeros(n, np.uint64),
         group_first=np.concatenate([[0], np.cumsum([len(g) for g in groups])]).astype(np.int64),
         start=start,
         members=members,

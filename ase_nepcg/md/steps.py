@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ..potential.cache import kernel_jit
-from .noise import three_normals
+from .noise import fill_bits, three_normals
 from .state import inlined
 
 __all__ = [
@@ -87,9 +87,10 @@ def drift(s, r, h):
 @inlined
 def ornstein_uhlenbeck(s, r, c, kT, step):
     """``v = c v + sqrt((1 - c^2) kT/m) xi``; the noise of a site depends on (seed, step, site) only."""
-    noise, seed, begin = math.sqrt((1.0 - c * c) * kT), s.seed[r], s.first[r]
-    for i in range(begin, s.first[r + 1]):
-        a, b, d = three_normals(seed, step, i - begin)
+    noise, seed, begin, end = math.sqrt((1.0 - c * c) * kT), s.seed[r], s.first[r], s.first[r + 1]
+    fill_bits(seed, step, s.bits, s.more_bits, begin, end)
+    for i in range(begin, end):
+        a, b, d = three_normals(s.bits[i], s.more_bits[i], seed, step, i - begin)
         size = noise * math.sqrt(s.w[i])
         s.v[i, 0] = c * s.v[i, 0] + size * a
         s.v[i, 1] = c * s.v[i, 1] + size * b
