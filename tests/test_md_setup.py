@@ -230,7 +230,6 @@ def test_numbers_that_are_none(atoms, name, value, ensemble):
         ([FixAtoms([3, 27])], r"FixAtoms freezes atoms \[3, 27\], but there are 27 atoms"),
         ([FixAtoms([-28])], r"FixAtoms freezes atoms \[-28\], but there are 27 atoms"),
     ],
-    ids=str,
 )
 def test_constraints_that_cannot_be(atoms, constraints, message):
     # set_constraint of some ASE versions looks at them

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import units
@@ -98,10 +98,10 @@ def hnemd(
     batch.run(_steps(settle_ps, timestep_fs))
     handles = [run.attach(Conductivity(), interval) for run in driven]
     batch.run(_steps(time_ps, timestep_fs))
-    results = [handle.results() for handle in handles]
+    results = [_scaled(handle.results(), scale) for handle in handles]
 
     def table(pick):
-        return scale * np.array([pick(one) for one in results]).reshape(len(fields), replicas)
+        return np.array([pick(one) for one in results]).reshape(len(fields), replicas)
 
     kappa = table(lambda one: one.kappa[along])
     return HNEMDResult(
@@ -252,6 +252,11 @@ def _sheet(atoms, along, thickness_A) -> float:
             f"the axis {'xyz'[along]} is not in the plane of the sheet, where a thickness has a meaning"
         )
     return float(atoms.cell.volume / (area * thickness_A))
+
+
+def _scaled(result, scale: float):
+    names = ("kappa", "kappa_error", "kappa_parallel", "kappa_parallel_error", "potential", "convective", "running")
+    return replace(result, **{name: scale * getattr(result, name) for name in names})
 
 
 def _equilibrated(atoms, count, temperature_K, timestep_fs, equilibration_ps, seed, progress) -> list:

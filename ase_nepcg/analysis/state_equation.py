@@ -12,13 +12,13 @@ from ase import Atoms, units
 from ..md import MD, NPT, Langevin, Thermo
 from .frames import AnalysisError, positive
 
-__all__ = ["EOSResult", "eos"]
+__all__ = ["GRAMS_PER_CM3", "EOSResult", "eos"]
 
 _SAMPLE = 10
 _FRICTION_PER_FS = 0.01
 _TAU_FS, _TAU_P_FS = 100.0, 1000.0
-# amu/Å^3 in g/cm^3
-_DENSITY = 1e24 * units._amu * 1e3
+#: u/Å^3 in g/cm^3
+GRAMS_PER_CM3 = 1e24 * units._amu * 1e3
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _measure(given, runs, equilibration_ps, time_ps) -> EOSResult:
     if given == "volume":
         # not a fluctuation: rounding of a sum
         columns["volume_A3"] = np.array([run.atoms.cell.volume for run in runs])
-        columns["density_g_cm3"] = _DENSITY * np.array([run.atoms.get_masses().sum() for run in runs])
+        columns["density_g_cm3"] = GRAMS_PER_CM3 * np.array([run.atoms.get_masses().sum() for run in runs])
         columns["density_g_cm3"] = columns["density_g_cm3"] / columns["volume_A3"]
         columns["volume_error"] = columns["density_error"] = np.zeros(len(runs))
     of_interest = "pressure_GPa" if given == "volume" else "volume_A3"
