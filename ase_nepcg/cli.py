@@ -31,6 +31,10 @@ COMMANDS = {
     "sample": ("mean forces on beads: structures in, training frames out", "ase_nepcg.cli_sample:Sample"),
     "train": ("fit a model to frames, or run a folder with nep.in and train.xyz", "ase_nepcg.cli_train:Train"),
     "md": ("molecular dynamics: trajectory, table of averages, checkpoint, restart", "ase_nepcg.cli_md:MDCommand"),
+    "rdf": ("radial distribution functions of a trajectory", "ase_nepcg.cli_analysis:RDFCommand"),
+    "eos": ("equation of state of one or several models", "ase_nepcg.cli_analysis:EOSCommand"),
+    "hnemd": ("thermal conductivity under a driving force", "ase_nepcg.cli_analysis:HNEMDCommand"),
+    "stress-strain": ("stress-strain curve, moduli", "ase_nepcg.cli_analysis:StressStrainCommand"),
     "predict": ("evaluate a model on frames: table of errors, files to plot", "ase_nepcg.cli_predict:Predict"),
     "bench": ("time the calculator against other installed ones", "ase_nepcg.bench:Bench"),
 }

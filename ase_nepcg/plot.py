@@ -285,6 +285,13 @@ def running_conductivity(results, ax=None):
     ax = _curves(curves, ax)
     ax.axhline(0.0, color=_GRAY, linewidth=0.8, zorder=0)
     ax.set(xlabel=kinds.pop(), ylabel="thermal conductivity (W/(m K))")
+    # averages of the first moments are far off; what they settle to is of interest
+    late = np.concatenate(
+        [line.get_ydata()[len(line.get_ydata()) // 5 :] for line in ax.lines if line.get_gid() == _CURVE]
+    )
+    low, high = min(0.0, np.nanmin(late)), max(0.0, np.nanmax(late))
+    if high > low:
+        ax.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     return ax
 
 
