@@ -35,6 +35,7 @@ COMMANDS = {
     "eos": ("equation of state of one or several models", "ase_nepcg.cli_analysis:EOSCommand"),
     "hnemd": ("thermal conductivity under a driving force", "ase_nepcg.cli_analysis:HNEMDCommand"),
     "stress-strain": ("stress-strain curve, moduli", "ase_nepcg.cli_analysis:StressStrainCommand"),
+    "export": ("model and structure as input of GPUMD or LAMMPS", "ase_nepcg.cli_export:Export"),
     "predict": ("evaluate a model on frames: table of errors, files to plot", "ase_nepcg.cli_predict:Predict"),
     "bench": ("time the calculator against other installed ones", "ase_nepcg.bench:Bench"),
 }

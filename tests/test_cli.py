@@ -93,7 +93,7 @@ def test_without_a_command(capsys):
     ("arguments", "message"),
     [
         (["inof", "x"], r"nepcg: error: unknown sub-command 'inof'; did you mean 'info'\?"),
-        (["zzzzzz"], "unknown sub-command 'zzzzzz'; valid names: bench, eos, hnemd, info"),
+        (["zzzzzz"], "unknown sub-command 'zzzzzz'; valid names: bench, eos, export, hnemd, info"),
         (["--verion"], r"nepcg: error: unknown option '--verion'; did you mean '--version'\?"),
         (["info", "x", "--jsno"], r"nepcg info: error: unknown option '--jsno'; did you mean '--json'\?"),
         (["info", "x", "--jso"], r"unknown option '--jso'; did you mean '--json'\?"),
