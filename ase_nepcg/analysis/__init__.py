@@ -26,6 +26,7 @@ _OWNERS = {
     "read_frames": "frames",
     "speed_up": "displacement",
     "stress_strain": "deformation",
+    "thermal_expansion": "expansion",
     "vacf": "displacement",
     "vdos": "vibrations",
 }
