@@ -6,12 +6,11 @@
 # the pressure, stops and goes on from a checkpoint, and runs a batch. A minute or two, most of it compiling (once).
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms
 from ase.io import read
 
-from ase_nepcg import MD, NEP, read_dataset, train
+from ase_nepcg import MD, NEP, analysis, plot, read_dataset, train
 from ase_nepcg.data import WATER_FRAMES
 from ase_nepcg.md import MSD, NPT, RDF, Langevin, Thermo
 
@@ -63,10 +62,8 @@ for name in ("temperature_K", "pressure_GPa", "potential_eV"):
 g = rdf.results()
 
 # %%
-axes = plt.figure().gca()
-axes.errorbar(g.r, g.g[0], g.g_error[0])
-axes.set_xlabel("r (Å)")
-axes.set_ylabel("g(r)")
+axes = plot.rdf(g)
+axes.figure.savefig("rdf.png", dpi=120)
 
 # %% [markdown]
 # ## Pressure
@@ -98,6 +95,15 @@ second.run(1000)
 second.close()
 assert len(read("run.traj", ":")) == 31
 print(second.handles[0].results().as_table()[0])
+
+# %% [markdown]
+# ## Trajectories
+#
+# Whatever an observer measures during a run can be had from a trajectory afterwards, of any kind that ASE reads. (With
+# so few frames the error bars are larger, or missing.)
+
+# %%
+print(analysis.rdf("run.traj", r_max=6.0, bins=60).coordination[0, -1], "neighbours within 6 Å")
 
 # %% [markdown]
 # ## Many at once
