@@ -6,20 +6,18 @@ initial slope is Young's modulus, and minus the ratio of the strains across and 
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
-from ase import units
 
-from ..md import MD, Bussi, Deform
+from ..md import MD, Deform
 from .frames import AnalysisError, positive
+from .runs import TAU_FS, equilibrated
 
 __all__ = ["StressStrain", "stress_strain"]
 
 # fs between samples of a window
 _SAMPLE_FS = 20.0
-_TAU_FS = 100.0
 _VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 
@@ -89,10 +87,8 @@ def stress_strain(
     for name, value, least in (("windows", windows, 2), ("replicas", replicas, 2)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise AnalysisError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    if atoms.calc is None:
-        raise AnalysisError("stress_strain: the atoms have no calculator; set atoms.calc = NEP(...)")
     deform = Deform(
-        *(axis, rate_per_ps, temperature_K, _TAU_FS),
+        *(axis, rate_per_ps, temperature_K, TAU_FS),
         free=free,
         pressure_GPa=pressure_GPa,
         tau_p_fs=tau_p_fs,
@@ -108,19 +104,11 @@ def stress_strain(
             f"windows: {windows} windows for {steps:.0f} steps leave less than one sample ({sample} steps) for each; "
             "use fewer, or a smaller rate"
         )
-    runs = []
-    for k in range(replicas):
-        copy = atoms.copy()
-        copy.calc = deepcopy(atoms.calc)
-        rng = np.random.default_rng([seed, k])
-        thermal = np.sqrt(units.kB * temperature_K * copy.get_masses())[:, None]
-        copy.set_momenta(rng.normal(size=(len(copy), 3)) * thermal)
-        runs.append(MD(copy, timestep_fs, Bussi(temperature_K, _TAU_FS), seed=seed + k, progress=progress))
-    MD.batch(runs).run(round(1000.0 * equilibration_ps / timestep_fs))
-    pulled = [MD(run.atoms, timestep_fs, deform, seed=seed + k, progress=progress) for k, run in enumerate(runs)]
+    settle = round(1000.0 * equilibration_ps / timestep_fs)
+    starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, settle, seed, progress)
+    pulled = [MD(start, timestep_fs, deform, seed=seed + k, progress=progress) for k, start in enumerate(starts)]
     samples = [[] for _ in pulled]
-    start = np.array(atoms.cell.array)
-    extent = np.abs(start).max(axis=0)
+    extent = np.abs(atoms.cell.array).max(axis=0)
     for rows, run in zip(samples, pulled, strict=True):
 
         def look(rows=rows, run=run):

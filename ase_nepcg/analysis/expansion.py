@@ -9,14 +9,13 @@ from a polynomial in T that is fitted to the logarithms of the averages, weighte
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
-from ase import units
 
 from ..md import MD, NPT, Thermo
 from .frames import AnalysisError, positive
+from .runs import hot_copy
 
 __all__ = ["ThermalExpansion", "fit_expansion", "thermal_expansion"]
 
@@ -90,14 +89,9 @@ def thermal_expansion(
     for name, value in (("timestep_fs", timestep_fs), ("time_ps", time_ps), ("equilibration_ps", equilibration_ps)):
         positive(name, value)
     _check_fit(temperatures, degree)
-    if atoms.calc is None:
-        raise AnalysisError("thermal_expansion: the atoms have no calculator; set atoms.calc = NEP(...)")
     runs = []
     for k, kelvin in enumerate(temperatures):
-        copy = atoms.copy()
-        copy.calc = deepcopy(atoms.calc)
-        rng = np.random.default_rng([seed, k])
-        copy.set_momenta(rng.normal(size=(len(copy), 3)) * np.sqrt(units.kB * kelvin * copy.get_masses())[:, None])
+        copy = hot_copy(atoms, kelvin, [seed, k])
         ensemble = NPT(
             *(kelvin, pressure_GPa, tau_fs, tau_p_fs),
             coupling=coupling,

@@ -8,18 +8,16 @@ multiplied by (height of the cell across the sheet) / thickness.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
-from ase import units
 
-from ..md import HNEMD, MD, NVE, Bussi, Conductivity, HeatCurrent
+from ..md import HNEMD, MD, NVE, Conductivity, HeatCurrent
 from .frames import AnalysisError, positive
+from .runs import equilibrated
 
 __all__ = ["GreenKuboResult", "HNEMDResult", "green_kubo", "hnemd"]
 
-_TAU_FS = 100.0
 # of correlation times, from where on the running integral counts as its limit
 _PLATEAU = 0.5
 _MIN_REPLICAS = 4
@@ -84,10 +82,11 @@ def hnemd(
     """
     along = _axis(axis)
     fields = np.atleast_1d(np.asarray([positive("fields_per_A", f) for f in np.atleast_1d(fields_per_A)], float))
-    _check(atoms, replicas, 2, timestep_fs, temperature_K, equilibration_ps=equilibration_ps, time_ps=time_ps)
+    _check(replicas, 2, timestep_fs, temperature_K, equilibration_ps=equilibration_ps, time_ps=time_ps)
     positive("settle_ps", settle_ps)
     scale = _sheet(atoms, along, thickness_A)
-    runs = _equilibrated(atoms, len(fields) * replicas, temperature_K, timestep_fs, equilibration_ps, seed, progress)
+    steps = _steps(equilibration_ps, timestep_fs)
+    runs = equilibrated(atoms, len(fields) * replicas, temperature_K, timestep_fs, steps, seed, progress)
     driven = []
     for k, run in enumerate(runs):
         field = np.zeros(3)
@@ -179,7 +178,7 @@ def green_kubo(
     if not isinstance(axes, str) or not axes or set(axes) - set("xyz") or len(set(axes)) < len(axes):
         raise AnalysisError(f'axes: expected some of "xyz", got {axes!r}')
     settings = {"correlation_ps": correlation_ps, "equilibration_ps": equilibration_ps, "time_ps": time_ps}
-    _check(atoms, replicas, _MIN_REPLICAS, timestep_fs, temperature_K, **settings)
+    _check(replicas, _MIN_REPLICAS, timestep_fs, temperature_K, **settings)
     length = round(1000.0 * correlation_ps / (timestep_fs * interval))
     if length < 2 or correlation_ps > 0.5 * time_ps:
         raise AnalysisError(
@@ -187,7 +186,8 @@ def green_kubo(
             f"time_ps, got {correlation_ps:g} ps of {time_ps:g} ps"
         )
     scales = np.array([_sheet(atoms, k, thickness_A) if "xyz"[k] in axes else 1.0 for k in range(3)])
-    starts = _equilibrated(atoms, replicas, temperature_K, timestep_fs, equilibration_ps, seed, progress)
+    steps = _steps(equilibration_ps, timestep_fs)
+    starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, steps, seed, progress)
     runs = [MD(start, timestep_fs, NVE(), seed=seed + k, progress=progress) for k, start in enumerate(starts)]
     handles = [run.attach(HeatCurrent(length), interval) for run in runs]
     MD.batch(runs).run(_steps(time_ps, timestep_fs))
@@ -222,9 +222,7 @@ def _axis(axis) -> int:
     return "xyz".index(axis)
 
 
-def _check(atoms, replicas, least, timestep_fs, temperature_K, **times) -> None:
-    if atoms.calc is None:
-        raise AnalysisError("the atoms have no calculator; set atoms.calc = NEP(...)")
+def _check(replicas, least, timestep_fs, temperature_K, **times) -> None:
     if not isinstance(replicas, int | np.integer) or isinstance(replicas, bool) or replicas < least:
         raise AnalysisError(f"replicas: expected an integer of at least {least}, got {replicas!r}")
     for name, value in ({"timestep_fs": timestep_fs, "temperature_K": temperature_K} | times).items():
@@ -257,17 +255,3 @@ def _sheet(atoms, along, thickness_A) -> float:
 def _scaled(result, scale: float):
     names = ("kappa", "kappa_error", "kappa_parallel", "kappa_parallel_error", "potential", "convective", "running")
     return replace(result, **{name: scale * getattr(result, name) for name in names})
-
-
-def _equilibrated(atoms, count, temperature_K, timestep_fs, equilibration_ps, seed, progress) -> list:
-    """Copies of ``atoms`` with different velocities after some time at the temperature."""
-    runs = []
-    for k in range(count):
-        copy = atoms.copy()
-        copy.calc = deepcopy(atoms.calc)
-        rng = np.random.default_rng([seed, k])
-        thermal = np.sqrt(units.kB * temperature_K * copy.get_masses())[:, None]
-        copy.set_momenta(rng.normal(size=(len(copy), 3)) * thermal)
-        runs.append(MD(copy, timestep_fs, Bussi(temperature_K, _TAU_FS), seed=seed + k, progress=progress))
-    MD.batch(runs).run(_steps(equilibration_ps, timestep_fs))
-    return [run.atoms for run in runs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,13 @@ from ase import Atoms, units
 
 from ..md import MD, NPT, Langevin, Thermo
 from .frames import AnalysisError, positive
+from .runs import TAU_FS, hot_copy
 
 __all__ = ["GRAMS_PER_CM3", "EOSResult", "eos"]
 
 _SAMPLE = 10
 _FRICTION_PER_FS = 0.01
-_TAU_FS, _TAU_P_FS = 100.0, 1000.0
+_TAU_P_FS = 1000.0
 #: u/Å^3 in g/cm^3
 GRAMS_PER_CM3 = 1e24 * units._amu * 1e3
 
@@ -105,27 +105,15 @@ def eos(
     for label, calculator in calculators.items():
         runs = []
         for k, (start, value) in enumerate(zip(starts, values.tolist(), strict=True)):
-            copy = _prepared(start, calculator or start.calc, temperature_K, [seed, k])
+            copy = hot_copy(start, temperature_K, [seed, k], calculator)
             if given == "volume":
                 copy.set_cell(copy.cell * (value / copy.cell.volume) ** (1 / 3), scale_atoms=True)
                 ensemble = Langevin(temperature_K, _FRICTION_PER_FS)
             else:
-                ensemble = NPT(temperature_K, value, _TAU_FS, _TAU_P_FS)
+                ensemble = NPT(temperature_K, value, TAU_FS, _TAU_P_FS)
             runs.append(MD(copy, timestep_fs, ensemble, seed=seed + k, progress=progress))
         results[label] = _measure(given, runs, equilibration_ps, time_ps)
     return results[""] if models is None else results
-
-
-def _prepared(start, calculator, temperature_K, seed):
-    if calculator is None:
-        raise AnalysisError("eos: the atoms have no calculator; set atoms.calc = NEP(...), or give models")
-    copy = start.copy()
-    # each run keeps the results of its own atoms
-    copy.calc = deepcopy(calculator)
-    rng = np.random.default_rng(seed)
-    masses = copy.get_masses()
-    copy.set_momenta(rng.normal(size=(len(copy), 3)) * np.sqrt(units.kB * temperature_K * masses)[:, None])
-    return copy
 
 
 def _measure(given, runs, equilibration_ps, time_ps) -> EOSResult:
