@@ -16,7 +16,7 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from .errors import closest
+from .errors import closest, is_integer, is_number
 from .labels import get_labels, get_types, has_labels
 from .model import NEPModel
 
@@ -144,7 +144,7 @@ class NEP(Calculator):
             if new.get("precision") == "mixed":
                 raise CalculatorSetupError("precision='mixed' belongs to device='cuda'; the CPU kernels use 'double'")
             threads = new.get("threads")
-            if threads is not None and (isinstance(threads, bool) or not _is_integer(threads) or threads < 1):
+            if threads is not None and (not is_integer(threads) or threads < 1):
                 raise CalculatorSetupError(f"threads={threads!r}: expected a positive integer or None")
             model = self._model if "model" not in kwargs else _read(kwargs["model"])
             temperature = new.get("temperature_K")
@@ -154,7 +154,7 @@ class NEP(Calculator):
                 raise CalculatorSetupError(
                     f"temperature_K={temperature!r} was given, but {model.name} has no temperature input: leave it out"
                 )
-            if temperature is not None and not (_is_real(temperature) and 0 <= temperature < np.inf):
+            if temperature is not None and not (is_number(temperature) and 0 <= temperature < np.inf):
                 raise CalculatorSetupError(f"temperature_K={temperature!r}: expected a number of kelvins")
             if "model" in kwargs:
                 kwargs["model"] = _storable(kwargs["model"])
@@ -336,14 +336,6 @@ class NEP(Calculator):
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, int | np.integer)
-
-
-def _is_real(value) -> bool:
-    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
 
 
 def _has_volume(cell) -> bool:

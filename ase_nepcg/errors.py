@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-__all__ = ["ModelError", "ModelFileError", "NepCGError", "closest", "validate_array"]
+__all__ = ["ModelError", "ModelFileError", "NepCGError", "closest", "is_integer", "is_number", "validate_array"]
 
 
 class NepCGError(Exception):
@@ -39,6 +39,16 @@ def closest(name: str, valid: Iterable[str]) -> str:
     if match:
         return f"did you mean {match[0]!r}?"
     return "valid names: " + ", ".join(sorted(valid))
+
+
+def is_integer(value) -> bool:
+    """Whether ``value`` is an integer, of Python or numpy; True and False are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether ``value`` is a real number, of Python or numpy; True and False are not, inf and NaN are."""
+    return is_integer(value) or isinstance(value, float | np.floating)
 
 
 def validate_array(name: str, value, shape: tuple, dtype=float) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from ase import units
 from ase.data import atomic_numbers
 
-from .errors import NepCGError, closest
+from .errors import NepCGError, closest, is_integer, is_number
 from .labels import ARRAY, TABLE, get_labels, has_labels
 from .model import NEPModel
 from .nepfile import write_atomically
@@ -120,7 +120,7 @@ def export_lammps(
         raise ExportError("the LAMMPS interface of NEP_CPU has no temperature input")
     if atoms.cell.rank < 3:
         raise ExportError("LAMMPS needs a box, also in directions that are not periodic: set atoms.cell")
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 < seed < 2**31:
+    if not is_integer(seed) or not 0 < seed < 2**31:
         raise ExportError(f"seed: expected an integer from 1 to 2^31 - 1, got {seed!r}")
     moving = atoms.has("momenta") and bool(np.any(atoms.arrays["momenta"]))
     if not moving and temperature_K is None:
@@ -214,19 +214,15 @@ def _renaming(model, symbols: dict) -> dict:
 
 def _check_run(timestep_fs, steps, temperature_K, pressure_GPa) -> None:
     for name, value in (("timestep_fs", timestep_fs), ("temperature_K", temperature_K)):
-        if (name == "timestep_fs" or value is not None) and not (_is_number(value) and 0 < value < math.inf):
+        if (name == "timestep_fs" or value is not None) and not (is_number(value) and 0 < value < math.inf):
             raise ExportError(f"{name}: expected a positive number, got {value!r}")
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+    if not is_integer(steps) or steps < 1:
         raise ExportError(f"steps: expected a positive number of steps, got {steps!r}")
     if pressure_GPa is not None:
-        if not (_is_number(pressure_GPa) and math.isfinite(pressure_GPa)):
+        if not (is_number(pressure_GPa) and math.isfinite(pressure_GPa)):
             raise ExportError(f"pressure_GPa: expected a number, got {pressure_GPa!r}")
         if temperature_K is None:
             raise ExportError("pressure_GPa: needs temperature_K")
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
 
 
 def _groups(mapping, n: int) -> np.ndarray:

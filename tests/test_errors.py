@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ase_nepcg import NepCGError
-from ase_nepcg.errors import ModelError, ModelFileError, closest, validate_array
+from ase_nepcg.errors import ModelError, ModelFileError, closest, is_integer, is_number, validate_array
 
 
 def test_closest_names_the_nearest_or_all():
@@ -41,3 +41,21 @@ def test_file_errors_name_file_and_line():
     assert str(ModelFileError("nep.txt", None, "empty")) == "nep.txt: empty"
     assert isinstance(error, NepCGError)
     assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("value", [0, -3, np.int64(7), np.uint8(1)])
+def test_integers(value):
+    assert is_integer(value)
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), np.float32(2.0), np.float64("inf")])
+def test_numbers(value):
+    assert is_number(value)
+    assert not is_integer(value)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "1", None, [1], np.array([1]), 1j])
+def test_what_is_no_number(value):
+    assert not is_number(value)
+    assert not is_integer(value)

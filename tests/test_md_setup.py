@@ -11,6 +11,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 
 from ase_nepcg import MD, NEP, FixBeads, NepCGError, NEPModel
 from ase_nepcg.data import WATER_BEAD, water_beads
+from ase_nepcg.errors import is_integer
 from ase_nepcg.md import NPT, NVE, Bussi, Deform, Langevin, NoseHoover
 from ase_nepcg.md.ensembles.base import EnsembleError
 from ase_nepcg.md.setup import (
@@ -19,7 +20,6 @@ from ase_nepcg.md.setup import (
     check_finite,
     check_settings,
     check_unchanged,
-    is_integer,
     limits_of,
     make_setup,
     settle_velocities,

@@ -12,7 +12,7 @@ from ..errors import closest
 from ..labels import get_labels
 from ..md.observers.base import standard_errors
 from .blocks import FrameAverage
-from .frames import AnalysisError, positive, read_frames
+from .frames import AnalysisError, count_of, positive, read_frames
 
 __all__ = ["ADFResult", "CoordinationResult", "adf", "coordination"]
 
@@ -49,8 +49,7 @@ def adf(frames, r_max, bins: int = 180, *, triplets=None) -> ADFResult:
     the middle; by default all that occur in the first frame. All periodic images are neighbours. Raises
     :class:`AnalysisError`.
     """
-    if not isinstance(bins, int | np.integer) or isinstance(bins, bool) or bins < 1:
-        raise AnalysisError(f"bins: expected a positive number of bins, got {bins!r}")
+    count_of("bins", bins, 1, "a positive number of bins")
     wanted, average, labels = None, FrameAverage(), None
     edges = np.linspace(0.0, 180.0, bins + 1)
     for number, frame in enumerate(read_frames(frames)):

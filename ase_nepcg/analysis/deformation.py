@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..md import MD, Deform
-from .frames import AnalysisError, positive
+from .frames import AnalysisError, count_of, positive
 from .runs import TAU_FS, equilibrated
 
 __all__ = ["StressStrain", "stress_strain"]
@@ -84,9 +84,8 @@ def stress_strain(
     settings = {"max_strain": max_strain, "temperature_K": temperature_K, "linear": linear, "timestep_fs": timestep_fs}
     for name, value in (settings | {"equilibration_ps": equilibration_ps}).items():
         positive(name, value)
-    for name, value, least in (("windows", windows, 2), ("replicas", replicas, 2)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise AnalysisError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    for name, value in (("windows", windows), ("replicas", replicas)):
+        count_of(name, value, 2, "an integer of at least 2")
     deform = Deform(
         *(axis, rate_per_ps, temperature_K, TAU_FS),
         free=free,

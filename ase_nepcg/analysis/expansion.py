@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..md import MD, NPT, Thermo
-from .frames import AnalysisError, positive
+from .frames import AnalysisError, count_of, positive
 from .runs import hot_copy
 
 __all__ = ["ThermalExpansion", "fit_expansion", "thermal_expansion"]
@@ -122,8 +122,7 @@ def thermal_expansion(
 
 
 def _check_fit(temperatures, degree) -> None:
-    if not isinstance(degree, int | np.integer) or isinstance(degree, bool) or degree < 1:
-        raise AnalysisError(f"degree: expected a positive integer, got {degree!r}")
+    count_of("degree", degree, 1, "a positive integer")
     if len(set(temperatures)) <= degree:
         raise AnalysisError(
             f"temperatures_K: a polynomial of degree {degree} needs at least {degree + 1} different ones, got "

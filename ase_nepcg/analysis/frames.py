@@ -17,13 +17,13 @@ from ase.cell import Cell
 from ase.geometry import find_mic
 from ase.io import Trajectory
 
-from ..errors import NepCGError
+from ..errors import NepCGError, is_integer, is_number
 from ..labels import get_labels, set_labels
 from ..md.observers import MSD, VACF, Thermo
 from ..md.observers.base import Observer, ObserverInfo
 from ..md.state import make_state
 
-__all__ = ["AnalysisError", "observe", "positive", "read_amber", "read_frames", "spacing_fs"]
+__all__ = ["AnalysisError", "count_of", "observe", "positive", "read_amber", "read_frames", "spacing_fs"]
 
 # relative difference of two times between frames that are called equal: files store times in single precision
 _SAME_TIME = 1e-3
@@ -35,10 +35,16 @@ class AnalysisError(NepCGError, ValueError):
 
 def positive(name: str, value, what: str = "a positive number") -> float:
     """``value`` as float; raises :class:`AnalysisError` unless it is a positive finite number."""
-    good = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-    if not good or not 0 < value < np.inf:
+    if not is_number(value) or not 0 < value < np.inf:
         raise AnalysisError(f"{name}: expected {what}, got {value!r}")
     return float(value)
+
+
+def count_of(name: str, value, least: int, what: str) -> int:
+    """``value`` as int; raises :class:`AnalysisError` unless it is an integer of at least ``least``."""
+    if not is_integer(value) or value < least:
+        raise AnalysisError(f"{name}: expected {what}, got {value!r}")
+    return int(value)
 
 
 def read_frames(source) -> Iterator[Atoms]:

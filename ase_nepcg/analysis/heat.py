@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..md import HNEMD, MD, NVE, Conductivity, HeatCurrent
-from .frames import AnalysisError, positive
+from .frames import AnalysisError, count_of, positive
 from .runs import equilibrated
 
 __all__ = ["GreenKuboResult", "HNEMDResult", "green_kubo", "hnemd"]
@@ -223,8 +223,7 @@ def _axis(axis) -> int:
 
 
 def _check(replicas, least, timestep_fs, temperature_K, **times) -> None:
-    if not isinstance(replicas, int | np.integer) or isinstance(replicas, bool) or replicas < least:
-        raise AnalysisError(f"replicas: expected an integer of at least {least}, got {replicas!r}")
+    count_of("replicas", replicas, least, f"an integer of at least {least}")
     for name, value in ({"timestep_fs": timestep_fs, "temperature_K": temperature_K} | times).items():
         positive(name, value)
 

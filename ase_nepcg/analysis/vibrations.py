@@ -18,7 +18,7 @@ from scipy.signal import get_window
 from scipy.signal import welch as _welch
 
 from ..labels import get_labels
-from .frames import AnalysisError, positive, read_frames, spacing_fs
+from .frames import AnalysisError, count_of, positive, read_frames, spacing_fs
 
 __all__ = ["VDOSResult", "vdos"]
 
@@ -56,8 +56,7 @@ def vdos(frames, temperature_K: float, *, segments: int = 8, frame_fs=None) -> V
     averaged: more of them make errors smaller and lines broader. Raises :class:`AnalysisError`.
     """
     positive("temperature_K", temperature_K)
-    if not isinstance(segments, int | np.integer) or isinstance(segments, bool) or segments < 1:
-        raise AnalysisError(f"segments: expected a positive number, got {segments!r}")
+    count_of("segments", segments, 1, "a positive number")
     velocities, labels, head = [], None, []
     for number, frame in enumerate(read_frames(frames)):
         if not frame.has("momenta"):

@@ -19,7 +19,7 @@ import numpy as np
 from ase import units
 from tqdm import tqdm
 
-from ..errors import NepCGError
+from ..errors import NepCGError, is_integer
 from ..locks import locked
 from ..nepfile import write_atomically
 from ..potential.evaluate import EvaluationError
@@ -36,7 +36,6 @@ from .setup import (
     check_finite,
     check_settings,
     check_unchanged,
-    is_integer,
     limits_of,
     make_setup,
     settle_velocities,

@@ -7,9 +7,7 @@ import stat
 import weakref
 from typing import ClassVar
 
-import numpy as np
-
-from ..errors import NepCGError
+from ..errors import NepCGError, is_integer
 from ..locks import acquire
 
 __all__ = ["HEAD", "REMEDY", "Output", "OutputError", "checked_interval", "write_all"]
@@ -175,7 +173,7 @@ class Output:
 
 
 def checked_interval(interval) -> int:
-    if not isinstance(interval, int | np.integer) or isinstance(interval, bool) or interval < 1:
+    if not is_integer(interval) or interval < 1:
         raise OutputError(f"interval: expected a positive number of steps, got {interval!r}")
     return int(interval)
 

@@ -10,7 +10,7 @@ from ase.constraints import FixAtoms
 
 from ..calculator import NEP
 from ..constraints import FixBeads
-from ..errors import NepCGError
+from ..errors import NepCGError, is_integer, is_number
 from ..labels import get_types, has_labels
 from .ensembles.base import Ensemble, EnsembleError, Setup
 from .state import State, make_state
@@ -21,7 +21,6 @@ __all__ = [
     "check_finite",
     "check_settings",
     "check_unchanged",
-    "is_integer",
     "limits_of",
     "make_setup",
     "settle_velocities",
@@ -31,14 +30,6 @@ __all__ = [
 
 class MDError(NepCGError, ValueError):
     """Atoms, calculator or settings that a run cannot be made of."""
-
-
-def is_integer(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value) -> bool:
-    return is_integer(value) or isinstance(value, float | np.floating)
 
 
 def check_settings(ensemble, timestep_fs, seed, **intervals) -> None:
@@ -51,7 +42,7 @@ def check_settings(ensemble, timestep_fs, seed, **intervals) -> None:
             "ensemble: expected one of ase_nepcg.md (NVE, Langevin, Bussi, NoseHoover, NPT, Deform, HNEMD), got "
             f"{ensemble!r}{hint}"
         )
-    if not _is_number(timestep_fs) or not 0 < timestep_fs < math.inf:
+    if not is_number(timestep_fs) or not 0 < timestep_fs < math.inf:
         raise MDError(f"timestep_fs: expected a positive number of femtoseconds, got {timestep_fs!r}")
     if seed is not None and (not is_integer(seed) or not 0 <= seed < 2**63):
         raise MDError(f"seed: expected an integer from 0 to 2^63 - 1, or None, got {seed!r}")

@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from ..errors import closest
+from ..errors import closest, is_integer
 from ..mapping import Mapping
 from ..potential.threads import default_threads
 from .core import MeanForce
@@ -118,7 +118,7 @@ def sample_many(
     settings = _settings(settings, time_ps, force_error)
     frames, mappings = _frames(frames, mapping, calculator)
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and (not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1):
+        if value is not None and (not is_integer(value) or value < 1):
             raise ValueError(f"{name}: expected a positive integer or None, got {value!r}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..calculator import NEP
 from ..checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from ..constraints import FixBeads
-from ..errors import NepCGError
+from ..errors import NepCGError, is_integer, is_number
 from ..labels import get_types
 from ..mapping import MappingError
 from ..md.held import HeldRun
@@ -77,9 +77,9 @@ class Settings:
                 raise ValueError(f"{name}: expected {allowed}, got {getattr(self, name)!r}")
         if not _number(self.equilibration_ps) or self.equilibration_ps < 0:
             raise ValueError(f"equilibration_ps: expected 0 or more picoseconds, got {self.equilibration_ps!r}")
-        if not _integer(self.interval) or self.interval < 1:
+        if not is_integer(self.interval) or self.interval < 1:
             raise ValueError(f"interval: expected a positive number of steps, got {self.interval!r}")
-        if self.seed is not None and (not _integer(self.seed) or not 0 <= self.seed < 2**63):
+        if self.seed is not None and (not is_integer(self.seed) or not 0 <= self.seed < 2**63):
             raise ValueError(f"seed: expected an integer from 0 to 2^63 - 1, or None, got {self.seed!r}")
         if self.thermal_response and self.ensemble == "nve":
             raise ValueError(
@@ -513,15 +513,7 @@ def _has_volume(atoms) -> bool:
 
 
 def _number(value) -> bool:
-    return (
-        isinstance(value, int | float | np.integer | np.floating)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
-
-
-def _integer(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_number(value) and math.isfinite(value)
 
 
 def _text(error) -> str:

@@ -24,7 +24,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .sampler import Sampler, SamplingError, Settings, _integer, _number, _StepError
+from ..errors import is_integer
+from .sampler import Sampler, SamplingError, Settings, _number, _StepError
 
 __all__ = ["sample_tempered"]
 
@@ -48,7 +49,7 @@ def sample_tempered(
 
     from .core import collect
 
-    if not _integer(replicas) or replicas < 2:
+    if not is_integer(replicas) or replicas < 2:
         raise SamplingError(f"replicas: expected an integer from 2, got {replicas!r}")
     if not _number(exchange_ps) or not exchange_ps > 0:
         raise SamplingError(f"exchange_ps: expected a positive number, got {exchange_ps!r}")

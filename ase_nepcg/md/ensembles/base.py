@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...errors import NepCGError
+from ...errors import NepCGError, is_number
 
 __all__ = ["Ensemble", "EnsembleError", "Kernels", "Setup", "across_periodic", "needs_motion", "positive"]
 
@@ -116,8 +116,7 @@ def positive(owner, *names: str) -> None:
     """Raise EnsembleError unless the fields ``names`` of ``owner`` are positive numbers; makes floats of them."""
     for name in names:
         value = getattr(owner, name)
-        good = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-        if not good or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise EnsembleError(f"{type(owner).__name__}: {name} must be a positive number, got {value!r}")
         object.__setattr__(owner, name, float(value))
 

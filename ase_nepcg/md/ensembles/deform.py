@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import units
 
+from ...errors import is_number
 from ..noise import normals
 from ..state import inlined
 from ..steps import kick, kinetic_energy, volume
@@ -153,8 +154,7 @@ class Deform(Ensemble):
             raise EnsembleError(f'Deform: axis must be "x", "y" or "z", got {self.axis!r}')
         for name in ("rate_per_ps", "pressure_GPa"):
             value = getattr(self, name)
-            good = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-            if not good or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 raise EnsembleError(f"Deform: {name} must be a finite number, got {value!r}")
             object.__setattr__(self, name, float(value))
         if self.rate_per_ps == 0:

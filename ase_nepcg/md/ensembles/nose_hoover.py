@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import units
 
+from ...errors import is_integer
 from ..state import inlined
 from ..steps import drift, hold, kick, kinetic_energy, scale_velocities
 from .base import Ensemble, EnsembleError, Kernels, needs_motion, positive
@@ -110,7 +111,7 @@ def _extra(s, r, h, p, q):
 def chain_length(owner) -> None:
     """Raise EnsembleError unless ``owner.chain`` is a whole number from 2 to 10."""
     length = owner.chain
-    if isinstance(length, bool) or not isinstance(length, int | np.integer) or not 2 <= length <= 10:
+    if not is_integer(length) or not 2 <= length <= 10:
         raise EnsembleError(
             f"{type(owner).__name__}: chain must be a whole number of thermostats from 2 to 10, got {length!r}; "
             "3 is usual"

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from ase import units
 
-from ...errors import closest
+from ...errors import closest, is_number
 from . import mttk, scr
 from .base import Ensemble, EnsembleError, Kernels, needs_motion, positive
 from .strain import AXES, HYDROSTATIC, KT, N_COMMON, PROJECTOR, RANK, REFERENCE, SHEAR, TARGET
@@ -121,8 +121,7 @@ class NPT(Ensemble):
         for value in values:
             if value is None and may_rest:
                 continue
-            good = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-            if not good or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 what = "finite numbers (None: this axis keeps its length)" if may_rest else "finite numbers"
                 raise EnsembleError(f"NPT: pressure_GPa must be {expected}; {what}; got {given!r}")
         values = [None if value is None else float(value) for value in values]

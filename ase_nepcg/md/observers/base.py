@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numba import types
 
-from ...errors import NepCGError, closest
+from ...errors import NepCGError, closest, is_integer, is_number
 from ...hyper import MAX_LABEL
 from ...meanforce.statistics import MIN_BLOCKS, block_errors
 from ..state import State, inlined, make_state
@@ -374,14 +374,13 @@ def type_of(label: str, info: ObserverInfo) -> int:
 
 def check_count(owner, name: str, value, least: int = 1) -> int:
     """``value`` as int; raises :class:`ObserverError` unless it is an integer of at least ``least``."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+    if not is_integer(value) or value < least:
         raise ObserverError(f"{type(owner).__name__}: {name} must be an integer of at least {least}, got {value!r}")
     return int(value)
 
 
 def check_positive(owner, name: str, value) -> float:
     """``value`` as float; raises :class:`ObserverError` unless it is a positive finite number."""
-    good = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-    if not good or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ObserverError(f"{type(owner).__name__}: {name} must be a positive number, got {value!r}")
     return float(value)
