@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-__all__ = ["State", "inlined", "make_state"]
+from ..potential.lattice import inlined
 
-# What all functions that kernels call are compiled with: no reassociation, a*b + c may be fused. Always inlined: see
-# ase_nepcg.training.kernels.called for what happens otherwise.
-inlined = numba.njit(
-    forceinline=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+__all__ = ["State", "inlined", "make_state"]
 
 
 class State(NamedTuple):

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from .cache import kernel_jit
 from .gather import below, count, load_integers, store_kept_integers, without
+from .lattice import complete, inlined, invert, smallest_stretch
 from .layout import PAGE
 from .simd import LANES, fetch_add, load, pointer
 
@@ -36,7 +36,6 @@ __all__ = [
     "VALID",
     "WHERE",
     "ListArrays",
-    "complete",
     "fits",
     "place",
     "place_sites",
@@ -57,10 +56,6 @@ _FARTHEST = 1e12
 STATUS, VALID, BUILDS, LONGEST, NEED_SHIFTS, NEED_FOUND, NEED_NEIGHBORS, WHERE = range(8)
 # what STATUS says: done, more memory needed, search again, a site too far from the origin, a cell too small
 DONE, MEMORY, AGAIN, FAR, SMALL = range(5)
-
-inlined = numba.njit(
-    forceinline=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
 
 
 class ListArrays(NamedTuple):
@@ -115,86 +110,6 @@ class ListArrays(NamedTuple):
 
 
 @inlined
-def _cross(a, b, out):
-    x = a[1] * b[2] - a[2] * b[1]
-    y = a[2] * b[0] - a[0] * b[2]
-    z = a[0] * b[1] - a[1] * b[0]
-    out[0], out[1], out[2] = x, y, z
-    return math.sqrt(x * x + y * y + z * z)
-
-
-@kernel_jit()
-def complete(cell, pbc, out):
-    """``out``: ``cell`` with the rows of non-periodic directions replaced by unit vectors orthogonal to the rest."""
-    periodic = 0
-    for d in range(3):
-        periodic += pbc[d]
-        for c in range(3):
-            out[d, c] = cell[d, c] if pbc[d] else (1.0 if d == c else 0.0)
-    if periodic == 2:
-        for d in range(3):
-            if not pbc[d]:
-                size = _cross(out[(d + 1) % 3], out[(d + 2) % 3], out[d])
-                for c in range(3):
-                    out[d, c] /= size
-    elif periodic == 1:
-        for d in range(3):
-            if pbc[d]:
-                # the Cartesian axis least parallel to the vector
-                axis = 0
-                for c in range(1, 3):
-                    if abs(out[d, c]) < abs(out[d, axis]):
-                        axis = c
-                u, v = out[(d + 1) % 3], out[(d + 2) % 3]
-                for c in range(3):
-                    u[c] = 1.0 if c == axis else 0.0
-                size = _cross(out[d], u, v)
-                for c in range(3):
-                    v[c] /= size
-                size = _cross(v, out[d], u)
-                for c in range(3):
-                    u[c] /= size
-
-
-@inlined
-def _invert(a, out):
-    """Inverse of a 3 x 3 matrix."""
-    determinant = (
-        a[0, 0] * (a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1])
-        + a[0, 1] * (a[1, 2] * a[2, 0] - a[1, 0] * a[2, 2])
-        + a[0, 2] * (a[1, 0] * a[2, 1] - a[1, 1] * a[2, 0])
-    )
-    for i in range(3):
-        j, k = (i + 1) % 3, (i + 2) % 3
-        for c in range(3):
-            d, e = (c + 1) % 3, (c + 2) % 3
-            out[c, i] = (a[j, d] * a[k, e] - a[j, e] * a[k, d]) / determinant
-
-
-@inlined
-def _smallest_stretch(f):
-    """Smallest singular value of a 3 x 3 matrix near unity, less 1e-7 for rounding.
-
-    Square root of the smallest eigenvalue of C = F F^T in closed form (O. K. Smith, Commun. ACM 4, 168, 1961).
-    """
-    xx = f[0, 0] ** 2 + f[0, 1] ** 2 + f[0, 2] ** 2
-    yy = f[1, 0] ** 2 + f[1, 1] ** 2 + f[1, 2] ** 2
-    zz = f[2, 0] ** 2 + f[2, 1] ** 2 + f[2, 2] ** 2
-    xy = f[0, 0] * f[1, 0] + f[0, 1] * f[1, 1] + f[0, 2] * f[1, 2]
-    xz = f[0, 0] * f[2, 0] + f[0, 1] * f[2, 1] + f[0, 2] * f[2, 2]
-    yz = f[1, 0] * f[2, 0] + f[1, 1] * f[2, 1] + f[1, 2] * f[2, 2]
-    mean = (xx + yy + zz) / 3.0
-    xx, yy, zz = xx - mean, yy - mean, zz - mean
-    size = math.sqrt((xx * xx + yy * yy + zz * zz + 2.0 * (xy * xy + xz * xz + yz * yz)) / 6.0)
-    smallest = mean
-    if size > 0.0:
-        determinant = xx * (yy * zz - yz * yz) - xy * (xy * zz - yz * xz) + xz * (xy * yz - yy * xz)
-        angle = math.acos(min(max(0.5 * determinant / size**3, -1.0), 1.0)) / 3.0
-        smallest += 2.0 * size * math.cos(angle + 2.0 * math.pi / 3.0)
-    return math.sqrt(max(smallest, 0.0)) - 1e-7
-
-
-@inlined
 def fits(a, x, cell):
     """Whether the list serves for positions ``x`` (N, 3) and cells (R, 3, 3); the complete cells go into ``now``.
 
@@ -216,11 +131,11 @@ def fits(a, x, cell):
                 same = same and now[d, c] == old[d, c]
         sigma = 1.0
         if good and not same:
-            _invert(old, inverse)
+            invert(old, inverse)
             for d in range(3):
                 for c in range(3):
                     motion[d, c] = inverse[d, 0] * now[0, c] + inverse[d, 1] * now[1, c] + inverse[d, 2] * now[2, c]
-            sigma = _smallest_stretch(motion)
+            sigma = smallest_stretch(motion)
         if not good:
             continue
         farthest = 0.0
@@ -281,7 +196,7 @@ def refresh(a, x, cell):
 def _wrap(a, r, x, inverse, low, high, image_low, image_high):
     """Wrapped fractional coordinates into ``wrapped``, cells taken off into ``image``; their bounds. False: too far."""
     cell = a.now[r]
-    _invert(cell, inverse)
+    invert(cell, inverse)
     for d in range(3):
         low[d], high[d], image_low[d], image_high[d] = math.inf, -math.inf, 1 << 60, -(1 << 60)
     for i in range(a.first[r], a.first[r + 1]):
@@ -453,7 +368,7 @@ def prepare(a, x, cell):
             sites = a.first[r + 1] - a.first[r]
             guess = 0.0
             if a.pbc[r, 0] and a.pbc[r, 1] and a.pbc[r, 2]:
-                _invert(a.now[r], inverse)
+                invert(a.now[r], inverse)
                 guess = (
                     4.19
                     * limit**3

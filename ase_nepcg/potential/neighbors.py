@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .lattice import complete
 from .layout import PAGE
 from .lists import (
     AGAIN,
@@ -27,7 +28,6 @@ from .lists import (
     VALID,
     WHERE,
     ListArrays,
-    complete,
     place,
     prepare,
     refresh,

@@ -24,6 +24,7 @@ from numba import types
 from ...errors import NepCGError, closest, is_integer, is_number
 from ...hyper import MAX_LABEL
 from ...meanforce.statistics import MIN_BLOCKS, block_errors
+from ...potential.lattice import complete
 from ..state import State, inlined, make_state
 
 __all__ = [
@@ -295,21 +296,6 @@ def cell_volume(s, r):
 
 
 @inlined
-def _cross(a, i, j, k):
-    """Row k of the matrix at ``a`` becomes row i x row j."""
-    a[3 * k] = a[3 * i + 1] * a[3 * j + 2] - a[3 * i + 2] * a[3 * j + 1]
-    a[3 * k + 1] = a[3 * i + 2] * a[3 * j] - a[3 * i] * a[3 * j + 2]
-    a[3 * k + 2] = a[3 * i] * a[3 * j + 1] - a[3 * i + 1] * a[3 * j]
-
-
-@inlined
-def _normalise(a, k):
-    size = math.sqrt(a[3 * k] * a[3 * k] + a[3 * k + 1] * a[3 * k + 1] + a[3 * k + 2] * a[3 * k + 2])
-    for c in range(3):
-        a[3 * k + c] /= size
-
-
-@inlined
 def complete_lattice(s, r, out):
     """Cell and reciprocal vectors of a replica into ``out`` (18,): rows ``a_d`` with non-periodic ones replaced by unit
     vectors orthogonal to the rest, then rows ``g_d`` with ``a_d . g_e = delta_de``.
@@ -317,35 +303,7 @@ def complete_lattice(s, r, out):
     Fractional coordinates are ``x . g_d``, heights of the cell ``1/|g_d|``. Not finite where periodic vectors are
     linearly dependent.
     """
-    periodic = 0
-    one = 0
-    other = 0
-    for d in range(3):
-        if s.pbc[r, d]:
-            periodic += 1
-            one = d
-        else:
-            other = d
-        for c in range(3):
-            out[3 * d + c] = s.cell[r, d, c]
-    if periodic == 2:
-        _cross(out, (other + 1) % 3, (other + 2) % 3, other)
-        _normalise(out, other)
-    elif periodic == 1:
-        second, third = (one + 1) % 3, (one + 2) % 3
-        smallest = 0
-        for c in range(1, 3):
-            if abs(out[3 * one + c]) < abs(out[3 * one + smallest]):
-                smallest = c
-        for c in range(3):
-            out[3 * third + c] = 1.0 if c == smallest else 0.0
-        _cross(out, third, one, second)
-        _normalise(out, second)
-        _cross(out, one, second, third)
-        _normalise(out, third)
-    elif periodic == 0:
-        for k in range(9):
-            out[k] = 1.0 if k % 4 == 0 else 0.0
+    complete(s.cell[r], s.pbc[r], out[:9].reshape(3, 3))
     g = out[9:18]
     for d in range(3):
         i, j = 3 * ((d + 1) % 3), 3 * ((d + 2) % 3)
