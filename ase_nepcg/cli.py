@@ -25,7 +25,10 @@ __all__ = ["COMMANDS", "Info", "Parser", "UsageError", "main"]
 
 #: sub-command -> (what it does in a few words, "module:class")
 COMMANDS = {
-    "quickstart": ("short run on an embedded model: does it work, how fast is it", "ase_nepcg.quickstart:Quickstart"),
+    "quickstart": (
+        "from atoms to a bead model and a report: water, or a system of yours",
+        "ase_nepcg.cli_quickstart:Quickstart",
+    ),
     "info": ("print what a model file is", "ase_nepcg.cli:Info"),
     "lint": ("check which atoms make which bead, before sampling", "ase_nepcg.cli_lint:Lint"),
     "sample": ("mean forces on beads: structures in, training frames out", "ase_nepcg.cli_sample:Sample"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .cli_md import _adder, _masses, _one_of, _replicate, _write_table
 from .cli_md_start import starting_structure
-from .cli_sample import _count, _number, _positive
+from .cli_numbers import finite, positive, positive_integer
 
 __all__ = ["EOSCommand", "HNEMDCommand", "RDFCommand", "StressStrainCommand"]
 
@@ -38,13 +38,13 @@ def _add_system(parser) -> None:
 
 def _add_run(parser, time_ps: bool = True) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument("--temperature-K", "--temperature", type=_positive, required=True, metavar="T", help="in K")
-    run.add_argument("--timestep-fs", "--timestep", type=_positive, required=True, metavar="T", help="time step in fs")
+    run.add_argument("--temperature-K", "--temperature", type=positive, required=True, metavar="T", help="in K")
+    run.add_argument("--timestep-fs", "--timestep", type=positive, required=True, metavar="T", help="time step in fs")
     if time_ps:
-        run.add_argument("--time-ps", type=_positive, required=True, metavar="T", help="averaged over, of each run")
-    run.add_argument("--equilibration-ps", type=_positive, default=10.0, metavar="T", help="before (default 10)")
+        run.add_argument("--time-ps", type=positive, required=True, metavar="T", help="averaged over, of each run")
+    run.add_argument("--equilibration-ps", type=positive, default=10.0, metavar="T", help="before (default 10)")
     run.add_argument("--seed", type=_seed, default=0, metavar="N", help="of noise and velocities (default 0)")
-    run.add_argument("--threads", type=_count, metavar="N", help="threads (default: all cores)")
+    run.add_argument("--threads", type=positive_integer, metavar="N", help="threads (default: all cores)")
 
 
 def _axis(text: str) -> str:
@@ -136,8 +136,10 @@ class RDFCommand:
     @staticmethod
     def add_arguments(parser):
         parser.add_argument("trajectory", nargs="+", metavar="TRAJECTORY", help="one run, in one or several files")
-        parser.add_argument("--r-max", type=_positive, required=True, metavar="R", help="largest distance, Å")
-        parser.add_argument("--bins", type=_count, default=200, metavar="N", help="between 0 and R (default 200)")
+        parser.add_argument("--r-max", type=positive, required=True, metavar="R", help="largest distance, Å")
+        parser.add_argument(
+            "--bins", type=positive_integer, default=200, metavar="N", help="between 0 and R (default 200)"
+        )
         parser.add_argument("--pairs", type=_pairs, metavar="A-B,...", help="of labels (default: all)")
         parser.add_argument("--skip", type=_skip, default=0, metavar="N", help="leave out the first N frames")
         _add_outputs(parser, "rdf")
@@ -203,16 +205,16 @@ class EOSCommand:
             "model", nargs="+", metavar="MODEL", help="model file (nep.txt), or NAME=FILE for the legend"
         )
         points = parser.add_mutually_exclusive_group(required=True)
-        points.add_argument("--volumes-A3", "--volumes", type=_numbers(_positive), metavar="V,...", help="of the cell")
-        points.add_argument("--densities", type=_numbers(_positive), metavar="D,...", help="in g/cm^3")
-        points.add_argument("--pressures-GPa", "--pressures", type=_numbers(_number), metavar="P,...", help="in GPa")
+        points.add_argument("--volumes-A3", "--volumes", type=_numbers(positive), metavar="V,...", help="of the cell")
+        points.add_argument("--densities", type=_numbers(positive), metavar="D,...", help="in g/cm^3")
+        points.add_argument("--pressures-GPa", "--pressures", type=_numbers(finite), metavar="P,...", help="in GPa")
         _add_run(parser)
         _add_outputs(parser, "eos")
 
     @staticmethod
     def run(args) -> int:
         from . import analysis, plot
-        from .analysis.state_equation import GRAMS_PER_CM3
+        from .quantities import GRAMS_PER_CM3
 
         models = _named_models(args.model)
         names = list(models) if len(models) > 1 else [""]
@@ -284,14 +286,16 @@ class HNEMDCommand:
         parser.add_argument("model", metavar="MODEL", help="model file (nep.txt)")
         parser.add_argument("--axis", type=_axis, required=True, metavar="A", help="x, y or z")
         parser.add_argument(
-            *("--fields-per-A", "--fields"), type=_numbers(_positive), required=True, metavar="F,...", help="in 1/Å"
+            *("--fields-per-A", "--fields"), type=_numbers(positive), required=True, metavar="F,...", help="in 1/Å"
         )
         parser.add_argument("--convective", action="store_true", help="with the heat that moving beads carry (fluids)")
-        parser.add_argument("--thickness-A", "--thickness", type=_positive, metavar="H", help="of a sheet, in Å")
+        parser.add_argument("--thickness-A", "--thickness", type=positive, metavar="H", help="of a sheet, in Å")
         parser.add_argument(
-            "--settle-ps", type=_positive, default=10.0, metavar="T", help="under the force (default 10)"
+            "--settle-ps", type=positive, default=10.0, metavar="T", help="under the force (default 10)"
         )
-        parser.add_argument("--replicas", type=_count, default=4, metavar="N", help="runs for each force (default 4)")
+        parser.add_argument(
+            "--replicas", type=positive_integer, default=4, metavar="N", help="runs for each force (default 4)"
+        )
         _add_run(parser)
         _add_outputs(parser, "hnemd")
 
@@ -351,21 +355,23 @@ class StressStrainCommand:
         parser.add_argument("--axis", type=_axis, required=True, metavar="A", help="x, y or z")
         parser.add_argument(
             *("--rate-per-ps", "--rate"),
-            type=_number,
+            type=finite,
             required=True,
             metavar="R",
             help="strain per ps; < 0: compression",
         )
-        parser.add_argument("--max-strain", type=_positive, required=True, metavar="E", help="where to end")
+        parser.add_argument("--max-strain", type=positive, required=True, metavar="E", help="where to end")
         parser.add_argument("--free", metavar="AXES", help="axes that follow the pressure, e.g. yz (default: none)")
-        parser.add_argument("--pressure-GPa", "--pressure", type=_number, default=0.0, metavar="P", help="of free axes")
-        parser.add_argument("--tau-p-fs", "--tau-p", type=_positive, default=1000.0, metavar="T", help="of free axes")
+        parser.add_argument("--pressure-GPa", "--pressure", type=finite, default=0.0, metavar="P", help="of free axes")
+        parser.add_argument("--tau-p-fs", "--tau-p", type=positive, default=1000.0, metavar="T", help="of free axes")
         parser.add_argument(
-            "--compressibility-per-GPa", type=_positive, default=0.45, metavar="X", help="(default 0.45, water's)"
+            "--compressibility-per-GPa", type=positive, default=0.45, metavar="X", help="(default 0.45, water's)"
         )
-        parser.add_argument("--linear", type=_positive, default=0.02, metavar="E", help="end of the fit (default 0.02)")
-        parser.add_argument("--windows", type=_count, default=20, metavar="N", help="points of the curve (default 20)")
-        parser.add_argument("--replicas", type=_count, default=4, metavar="N", help="runs (default 4)")
+        parser.add_argument("--linear", type=positive, default=0.02, metavar="E", help="end of the fit (default 0.02)")
+        parser.add_argument(
+            "--windows", type=positive_integer, default=20, metavar="N", help="points of the curve (default 20)"
+        )
+        parser.add_argument("--replicas", type=positive_integer, default=4, metavar="N", help="runs (default 4)")
         _add_run(parser, time_ps=False)
         _add_outputs(parser, "stress-strain")
 

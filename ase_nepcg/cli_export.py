@@ -7,7 +7,7 @@ import argparse
 from .cli_mapping import add_mapping_arguments, make_mapping
 from .cli_md import _adder, _masses, _one_of, _replicate
 from .cli_md_start import starting_structure
-from .cli_sample import _count, _number, _positive
+from .cli_numbers import finite, positive, positive_integer
 
 __all__ = ["Export"]
 
@@ -34,12 +34,12 @@ class Export:
         parser.add_argument("--symbols", type=_symbols, default={}, metavar="LABEL=SYMBOL", help="e.g. WAT=F,MET=Cl")
         parser.add_argument("--groups", action="store_true", help="gpumd: beads of an all-atom structure as groups")
         run = parser.add_argument_group("run")
-        run.add_argument("--timestep-fs", "--timestep", type=_positive, required=True, metavar="T", help="in fs")
-        run.add_argument("--steps", type=_count, required=True, metavar="N", help="length of the run")
+        run.add_argument("--timestep-fs", "--timestep", type=positive, required=True, metavar="T", help="in fs")
+        run.add_argument("--steps", type=positive_integer, required=True, metavar="N", help="length of the run")
         run.add_argument(
-            "--temperature-K", "--temperature", type=_positive, metavar="T", help="(default: constant energy)"
+            "--temperature-K", "--temperature", type=positive, metavar="T", help="(default: constant energy)"
         )
-        run.add_argument("--pressure-GPa", "--pressure", type=_number, metavar="P", help="(default: constant volume)")
+        run.add_argument("--pressure-GPa", "--pressure", type=finite, metavar="P", help="(default: constant volume)")
         start = _adder(parser.add_argument_group("start"))
         start("--replicate", type=_replicate, metavar='"A B C"', help="repeat the cell along its vectors")
         start("--masses", type=_masses, action="append", metavar="LABEL=M", help="in u, e.g. WAT=18.015,MET=32.042")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from .cli_md_start import set_velocities, starting_structure
-from .cli_sample import _count, _from_zero, _number, _positive
+from .cli_numbers import finite, from_zero, positive, positive_integer
 from .errors import closest
 
 __all__ = ["MDCommand"]
@@ -57,32 +57,32 @@ class MDCommand:
         parser.add_argument("model", nargs="?", metavar="MODEL", help="model file (nep.txt)")
         run = _adder(parser.add_argument_group("run"))
         run("--ensemble", type=_ensemble, metavar="NAME", help=", ".join(ENSEMBLES))
-        run("--timestep-fs", "--timestep", type=_positive, metavar="T", help="time step in fs")
+        run("--timestep-fs", "--timestep", type=positive, metavar="T", help="time step in fs")
         run("--steps", type=_steps, metavar="N", help="length of the run in steps, or")
-        run("--time-ps", type=_from_zero, metavar="T", help="in ps (with --restart: how much further)")
+        run("--time-ps", type=from_zero, metavar="T", help="in ps (with --restart: how much further)")
         run("--seed", type=int, metavar="N", help="of noise and velocities (default: a new one)")
-        run("--threads", type=_count, metavar="N", help="threads (default: all cores)")
+        run("--threads", type=positive_integer, metavar="N", help="threads (default: all cores)")
         run("--restart", metavar="PREFIX.npz", help="go on from a checkpoint")
 
         ensemble = _adder(parser.add_argument_group("ensemble (each takes some of these; others are refused)"))
-        ensemble("--temperature-K", "--temperature", type=_positive, metavar="T", help="temperature in K")
+        ensemble("--temperature-K", "--temperature", type=positive, metavar="T", help="temperature in K")
         ensemble(
             *("--pressure-GPa", "--pressure"),
             type=_pressures,
             metavar="P",
             help="in GPa; npt: also several, e.g. --pressure-GPa=0,none (none: this axis keeps its length)",
         )
-        ensemble("--tau-fs", "--tau", type=_positive, metavar="T", help="time of the thermostat (default 100)")
-        ensemble("--tau-p-fs", "--tau-p", type=_positive, metavar="T", help="time of the barostat (default 1000)")
-        ensemble("--friction-per-fs", "--friction", type=_positive, metavar="F", help="of langevin (default 0.01)")
-        ensemble("--chain", type=_count, metavar="N", help="thermostats of nose-hoover and hnemd (default 3)")
+        ensemble("--tau-fs", "--tau", type=positive, metavar="T", help="time of the thermostat (default 100)")
+        ensemble("--tau-p-fs", "--tau-p", type=positive, metavar="T", help="time of the barostat (default 1000)")
+        ensemble("--friction-per-fs", "--friction", type=positive, metavar="F", help="of langevin (default 0.01)")
+        ensemble("--chain", type=positive_integer, metavar="N", help="thermostats of nose-hoover and hnemd (default 3)")
         ensemble(
             "--coupling", metavar="NAME", help="npt: isotropic (default), semi-isotropic, anisotropic or triclinic"
         )
         ensemble("--method", metavar="NAME", help="npt: scr (default, stochastic cell rescaling) or mttk")
-        ensemble("--compressibility-per-GPa", type=_positive, metavar="X", help="npt, deform (default 0.45, water's)")
+        ensemble("--compressibility-per-GPa", type=positive, metavar="X", help="npt, deform (default 0.45, water's)")
         ensemble("--axis", metavar="A", help="deform: x, y or z")
-        ensemble("--rate-per-ps", "--rate", type=_number, metavar="R", help="deform: change of the strain per ps")
+        ensemble("--rate-per-ps", "--rate", type=finite, metavar="R", help="deform: change of the strain per ps")
         ensemble("--free", metavar="AXES", help="deform: axes that follow the pressure, e.g. yz (default: none)")
         ensemble("--field-per-A", "--field", type=_vector, metavar="X,Y,Z", help="hnemd: driving force in 1/Å")
         ensemble("--convective", action="store_true", help="hnemd: with the heat that moving beads carry (fluids)")
@@ -98,7 +98,7 @@ class MDCommand:
         )
         start(
             *("--initial-temperature-K", "--initial-temperature"),
-            type=_from_zero,
+            type=from_zero,
             metavar="T",
             help="of new velocities (default: that of the ensemble)",
         )
@@ -107,9 +107,14 @@ class MDCommand:
         files("--output", metavar="PREFIX", help="of all files (default md)")
         files("--overwrite", action="store_true", help="replace the files of an earlier run")
         files("--format", type=_format, metavar="F", help="of the trajectory: traj (default), xyz, nc or none")
-        files("--trajectory-interval", type=_count, metavar="N", help="steps between frames (default 1000)")
-        files("--thermo-interval", type=_count, metavar="N", help="steps between lines (default 100)")
-        files("--checkpoint-interval", type=_count, metavar="N", help="steps between checkpoints (default: a minute)")
+        files("--trajectory-interval", type=positive_integer, metavar="N", help="steps between frames (default 1000)")
+        files("--thermo-interval", type=positive_integer, metavar="N", help="steps between lines (default 100)")
+        files(
+            "--checkpoint-interval",
+            type=positive_integer,
+            metavar="N",
+            help="steps between checkpoints (default: a minute)",
+        )
         files("--rdf", type=_rdf, metavar="R_MAX[,N]", help="radial distributions up to R_MAX Å every N (10) steps")
         files("--training-data", metavar="FILE", help="report pairs that are closer than any in these frames")
 
@@ -446,12 +451,12 @@ def _steps(text: str) -> int:
 
 def _pressures(text: str):
     """A number, or a tuple of numbers and None."""
-    values = tuple(None if part.strip().lower() == "none" else _number(part) for part in text.split(","))
+    values = tuple(None if part.strip().lower() == "none" else finite(part) for part in text.split(","))
     return values[0] if len(values) == 1 and values[0] is not None else values
 
 
 def _vector(text: str) -> tuple:
-    values = tuple(_number(part) for part in text.split(","))
+    values = tuple(finite(part) for part in text.split(","))
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"expected three numbers such as 1e-4,0,0, got {text!r}")
     return values
@@ -470,7 +475,7 @@ def _masses(text: str) -> dict:
         label, equals, mass = part.partition("=")
         if not (label.strip() and equals):
             raise argparse.ArgumentTypeError(f"expected LABEL=MASS, e.g. WAT=18.015, got {part!r}")
-        masses[label.strip()] = _positive(mass)
+        masses[label.strip()] = positive(mass)
     return masses
 
 
@@ -478,4 +483,4 @@ def _rdf(text: str) -> tuple:
     parts = text.split(",")
     if len(parts) > 2:
         raise argparse.ArgumentTypeError(f"expected R_MAX or R_MAX,INTERVAL, e.g. 10,20, got {text!r}")
-    return _positive(parts[0]), _count(parts[1]) if len(parts) == 2 else _SAMPLE
+    return positive(parts[0]), positive_integer(parts[1]) if len(parts) == 2 else _SAMPLE

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from .cli_mapping import StructureError, read_structure
-from .cli_sample import _index
+from .cli_numbers import frame_index
 from .errors import closest
 
 __all__ = ["set_velocities", "starting_structure"]
@@ -44,7 +44,7 @@ def _read(path: str):
     if Path(plain).suffix.lower() not in (".xyz", ".extxyz"):
         return read_structure(path)
     try:
-        index = _index(index)
+        index = frame_index(index)
     except argparse.ArgumentTypeError as error:
         raise StructureError(f"{path}: {error}") from None
     if isinstance(index, slice):

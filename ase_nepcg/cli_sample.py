@@ -6,30 +6,13 @@ import argparse
 import os
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
 
+from .cli_calculator import add_calculator_arguments, check_calculator_usage, make_calculator
 from .cli_mapping import StructureError, add_mapping_arguments, make_mapping
-from .errors import closest
+from .cli_numbers import frame_index, from_zero, positive, positive_integer
 
-__all__ = ["CALCULATORS", "Sample"]
-
-#: calculators of ASE that need no files: name -> (module, class, types of the options, options without useful default)
-CALCULATORS = {
-    "emt": ("ase.calculators.emt", "EMT", {"asap_cutoff": bool}, ()),
-    "lj": (
-        "ase.calculators.lj",
-        "LennardJones",
-        {"epsilon": float, "sigma": float, "rc": float, "ro": float, "smooth": bool},
-        ("epsilon", "sigma"),
-    ),
-    "morse": (
-        "ase.calculators.morse",
-        "MorsePotential",
-        dict.fromkeys(("epsilon", "r0", "rho0", "rcut1", "rcut2"), float),
-        ("epsilon", "r0", "rho0"),
-    ),
-}
+__all__ = ["Sample"]
 
 _COLUMNS = ("no.", "sites", "time", "rms force", "rms error", "n_eff", "pull", "drift", "remarks", "structure")
 _UNITS = ("", "", "ps", "eV/Å", "eV/Å", "", "", "", "", "")
@@ -51,39 +34,36 @@ class Sample:
     def add_arguments(parser):
         parser.add_argument("structures", nargs="+", metavar="STRUCTURE", help="file that ASE reads, or FILE@INDEX")
         parser.add_argument(
-            "--index", type=_index, metavar="I", help="which structures of each file: 3, -1, 0:10, : (default last)"
+            "--index",
+            type=frame_index,
+            metavar="I",
+            help="which structures of each file: 3, -1, 0:10, : (default last)",
         )
-        forces = parser.add_argument_group("forces on the atoms, one of")
-        forces.add_argument("--model", metavar="FILE", help="NEP model (nep.txt)")
-        forces.add_argument("--calculator", type=_calculator, metavar="NAME", help=", ".join(CALCULATORS))
-        forces.add_argument(
-            "--calculator-option",
-            action="append",
-            default=[],
-            type=_option,
-            metavar="KEY=VALUE",
-            help="parameter of the calculator, e.g. sigma=3.4 (may be repeated)",
-        )
+        add_calculator_arguments(parser)
         add_mapping_arguments(parser)
         run = parser.add_argument_group("run")
-        run.add_argument("--temperature-K", type=_positive, required=True, metavar="T", help="temperature in K")
-        run.add_argument("--time-ps", type=_positive, metavar="T", help="length of each run in ps")
-        run.add_argument("--force-error", type=_positive, metavar="F", help="rms error of the forces to stop at, eV/Å")
-        run.add_argument("--timestep-fs", type=_positive, default=0.5, metavar="T", help="time step (default 0.5)")
+        run.add_argument("--temperature-K", type=positive, required=True, metavar="T", help="temperature in K")
+        run.add_argument("--time-ps", type=positive, metavar="T", help="length of each run in ps")
+        run.add_argument("--force-error", type=positive, metavar="F", help="rms error of the forces to stop at, eV/Å")
+        run.add_argument("--timestep-fs", type=positive, default=0.5, metavar="T", help="time step (default 0.5)")
         run.add_argument("--ensemble", type=_ensemble, default="nvt", help="nvt (default) or nve")
         run.add_argument(
-            "--friction-per-fs", type=_positive, default=0.01, metavar="F", help="of the thermostat (default 0.01)"
+            "--friction-per-fs", type=positive, default=0.01, metavar="F", help="of the thermostat (default 0.01)"
         )
         run.add_argument(
-            "--equilibration-ps", type=_from_zero, default=1.0, metavar="T", help="thrown away first (default 1)"
+            "--equilibration-ps", type=from_zero, default=1.0, metavar="T", help="thrown away first (default 1)"
         )
-        run.add_argument("--interval", type=_count, default=1, metavar="N", help="steps between samples (default 1)")
+        run.add_argument(
+            "--interval", type=positive_integer, default=1, metavar="N", help="steps between samples (default 1)"
+        )
         run.add_argument(
             "--thermal-response", action="store_true", help="also derivatives with respect to temperature (nvt)"
         )
         run.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: a new one)")
-        run.add_argument("--workers", type=_count, metavar="N", help="processes (default: as many as cores)")
-        run.add_argument("--threads", type=_count, metavar="N", help="threads of each process (default: cores/workers)")
+        run.add_argument("--workers", type=positive_integer, metavar="N", help="processes (default: as many as cores)")
+        run.add_argument(
+            "--threads", type=positive_integer, metavar="N", help="threads of each process (default: cores/workers)"
+        )
         files = parser.add_argument_group("files")
         files.add_argument(
             "--folder", metavar="DIR", help="keep checkpoints and results here; a rerun goes on from them"
@@ -99,7 +79,7 @@ class Sample:
         _check_usage(args)
         _check_output(args)
         structures = [pair for path in args.structures for pair in _read(path, args.index)]
-        calculator = _make_calculator(args)
+        calculator = make_calculator(args)
         frames = [atoms for _, atoms in structures]
         mappings = _make_mappings(args, structures)
         _lint(args, structures, mappings)
@@ -140,13 +120,7 @@ _PASSED += ("interval", "thermal_response", "seed", "workers", "threads", "folde
 def _check_usage(args) -> None:
     from .cli import UsageError
 
-    if (args.model is None) == (args.calculator is None):
-        raise UsageError(
-            "where do the forces come from? Give --model FILE or --calculator NAME"
-            + ", not both" * (args.model is not None)
-        )
-    if args.calculator_option and args.calculator is None:
-        raise UsageError("--calculator-option goes with --calculator")
+    check_calculator_usage(args)
     if args.time_ps is None and args.force_error is None:
         raise UsageError("when to stop? Give --time-ps, --force-error, or both")
     if args.thermal_response and args.ensemble == "nve":
@@ -187,7 +161,7 @@ def _read(path: str, index) -> list[tuple[str, object]]:
     with open(plain, "rb"):
         pass
     try:
-        index = _index(own) if own else index
+        index = frame_index(own) if own else index
         found = read(plain, index=-1 if index is None else index)
     except argparse.ArgumentTypeError as error:
         raise StructureError(f"{path}: {error}") from None
@@ -202,28 +176,6 @@ def _read(path: str, index) -> list[tuple[str, object]]:
     if not found or not all(len(atoms) for atoms in found):
         raise StructureError(f"{path}: expected structures, got {'one without atoms' if found else 'none'}")
     return [(path if single else f"{plain}, {k + 1} of {len(found)}", atoms) for k, atoms in enumerate(found)]
-
-
-def _make_calculator(args):
-    from .cli import UsageError
-
-    if args.model is not None:
-        from .calculator import NEP
-        from .model import NEPModel
-
-        model = NEPModel.read(args.model)
-        return NEP(model, device="cpu", temperature_K=args.temperature_K if model.temperature else None)
-    module, name, types, required = CALCULATORS[args.calculator]
-    options = {}
-    for key, text in args.calculator_option:
-        if key not in types:
-            raise UsageError(f"--calculator {args.calculator} has no option {key!r}; {closest(key, types)}")
-        options[key] = _value(key, text, types[key])
-    missing = [key for key in required if key not in options]
-    if missing:
-        wanted = " ".join(f"--calculator-option {key}=…" for key in missing)
-        raise UsageError(f"--calculator {args.calculator} needs {wanted} (in eV and Å)")
-    return getattr(import_module(module), name)(**options)
 
 
 def _make_mappings(args, structures) -> list:
@@ -361,25 +313,6 @@ def _after_interrupt(args, structures, results) -> None:
 # ---- syntax -------------------------------------------------------------------------------------------------------
 
 
-def _index(text: str) -> int | slice:
-    parts = text.split(":")
-    try:
-        numbers = [int(part) if part.strip() else None for part in parts]
-        if len(numbers) == 1 and numbers[0] is not None:
-            return numbers[0]
-        if 2 <= len(numbers) <= 3 and numbers[2:] != [0]:
-            return slice(*numbers)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected an index or a slice such as -1, 0:10, ::2 or :, got {text!r}")
-
-
-def _calculator(text: str) -> str:
-    if text not in CALCULATORS:
-        raise argparse.ArgumentTypeError(f"unknown calculator {text!r}; {closest(text, CALCULATORS)}")
-    return text
-
-
 def _ensemble(text: str) -> str:
     if text.lower() in ("npt", "nph"):
         raise argparse.ArgumentTypeError(
@@ -388,52 +321,3 @@ def _ensemble(text: str) -> str:
     if text not in ("nvt", "nve"):
         raise argparse.ArgumentTypeError(f"expected nvt or nve, got {text!r}")
     return text
-
-
-def _option(text: str) -> tuple[str, str]:
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not (key and equals and value):
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, e.g. sigma=3.4, got {text!r}")
-    return key, value
-
-
-def _value(key: str, text: str, kind: type):
-    from .cli import UsageError
-
-    if kind is bool:
-        values = {"true": True, "false": False, "1": True, "0": False}
-        if text.lower() not in values:
-            raise UsageError(f"--calculator-option {key}: expected true or false, got {text!r}")
-        return values[text.lower()]
-    try:
-        return _positive(text)
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--calculator-option {key}: {error}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not abs(number) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
-    return number
-
-
-def _positive(text: str) -> float:
-    if not _number(text) > 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return _number(text)
-
-
-def _from_zero(text: str) -> float:
-    if not _number(text) >= 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text}")
-    return _number(text)
-
-
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)

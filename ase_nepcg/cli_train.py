@@ -10,7 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
-from .cli_sample import _count, _from_zero, _positive
+from .cli_numbers import from_zero, positive, positive_integer
 from .errors import closest
 
 __all__ = ["Train"]
@@ -55,10 +55,15 @@ class Train:
             metavar="NAME",
             help="gradient, lbfgs, adam or snes (default gradient; folders: snes)",
         )
-        run("--steps", type=_count, metavar="N", help="iterations or generations at most (default 1500; snes 100000)")
+        run(
+            "--steps",
+            type=positive_integer,
+            metavar="N",
+            help="iterations or generations at most (default 1500; snes 100000)",
+        )
         run("--seed", type=_from_zero_integer, metavar="N", help="of the random numbers (default: a new one)")
-        run("--threads", type=_count, metavar="N", help="threads (default: all cores)")
-        run("--cache-GB", type=_from_zero, metavar="X", help="memory for geometry that is kept (default 3)")
+        run("--threads", type=positive_integer, metavar="N", help="threads (default: all cores)")
+        run("--cache-GB", type=from_zero, metavar="X", help="memory for geometry that is kept (default 3)")
         run("--checkpoint", metavar="FILE", help="state of the run (default nepcg.checkpoint.npz beside the results)")
         run("--plot", action="store_true", help="draw loss and parity into training.png")
 
@@ -67,11 +72,11 @@ class Train:
         files("--output", metavar="FOLDER", help="write the results here (default: the current folder)")
         files("--overwrite", action="store_true", help="start anew and replace the results of an earlier run")
         files("--start", metavar="MODEL", help="nep.txt to start from, which also gives the shape of the model")
-        files("--n-models", type=_count, metavar="N", help="models from different random starts (default 1)")
+        files("--n-models", type=positive_integer, metavar="N", help="models from different random starts (default 1)")
 
         shape = _adder(parser.add_argument_group("frames only: the model"))
         shape("--species", nargs="+", metavar="LABEL", help="labels of the model (default: those of the frames)")
-        shape("--cutoff", nargs=2, type=_positive, metavar=("R", "A"), help="radial, angular in Å (default 6 4)")
+        shape("--cutoff", nargs=2, type=positive, metavar=("R", "A"), help="radial, angular in Å (default 6 4)")
         shape(
             "--label-cutoff",
             nargs=3,
@@ -79,7 +84,7 @@ class Train:
             metavar=("LABEL", "R", "A"),
             help="other cutoffs of a label; a pair of labels has the mean of its two (may be repeated)",
         )
-        shape("--neurons", type=_count, metavar="N", help="in the hidden layer (default 10)")
+        shape("--neurons", type=positive_integer, metavar="N", help="in the hidden layer (default 10)")
         shape("--n-max", nargs=2, type=int, metavar=("R", "A"), help="radial, angular functions - 1 (default 4 4)")
         shape("--basis-size", nargs=2, type=int, metavar=("R", "A"), help="their basis functions - 1 (default 8 8)")
         shape(
@@ -95,23 +100,30 @@ class Train:
         loss = _adder(parser.add_argument_group("frames only: the loss"))
         for name, default in (("e", "1"), ("f", "1"), ("v", "0.1")):
             what = {"e": "energies", "f": "forces", "v": "virials"}[name]
-            loss(f"--lambda-{name}", type=_from_zero, metavar="X", help=f"weight of {what} (default {default})")
+            loss(f"--lambda-{name}", type=from_zero, metavar="X", help=f"weight of {what} (default {default})")
         for name in ("1", "2"):
-            loss(f"--lambda-{name}", type=_from_zero, metavar="X", help=f"of the L{name} norm (default by size)")
-        loss("--lambda-shear", type=_from_zero, metavar="X", help="factor of off-diagonal virials (default 1)")
-        loss("--force-delta", type=_from_zero, metavar="F", help="give forces below F eV/Å more weight (default off)")
-        loss("--type-weight", nargs="+", type=_from_zero, metavar="W", help="of forces, one per label of --species")
+            loss(f"--lambda-{name}", type=from_zero, metavar="X", help=f"of the L{name} norm (default by size)")
+        loss("--lambda-shear", type=from_zero, metavar="X", help="factor of off-diagonal virials (default 1)")
+        loss("--force-delta", type=from_zero, metavar="F", help="give forces below F eV/Å more weight (default off)")
+        loss("--type-weight", nargs="+", type=from_zero, metavar="W", help="of forces, one per label of --species")
         loss("--weighting", type=_weighting, metavar="NAME", help="errorbars: by inverse squares of error bars")
 
         how = _adder(parser.add_argument_group("frames only: the optimiser"))
-        how("--batch", type=_count, metavar="N", help="frames in a batch (adam: about 4000 sites; snes: all)")
+        how("--batch", type=positive_integer, metavar="N", help="frames in a batch (adam: about 4000 sites; snes: all)")
         how("--full-batch", action="store_true", help="snes: all batches in every generation")
-        how("--population", type=_count, metavar="N", help="of snes (default 50)")
-        how("--sigma0", type=_positive, metavar="X", help="first standard deviation of snes (default 0.1)")
-        how("--learning-rate", type=_positive, metavar="X", help="of adam, largest (default 0.01)")
-        how("--polish", type=_count, metavar="N", help="generations of snes after the gradient (default none)")
-        how("--patience", type=_count, metavar="N", help="steps without a better test result (default steps/4)")
-        how("--interval", type=_count, metavar="N", help="steps between reports (default 10; snes: 100)")
+        how("--population", type=positive_integer, metavar="N", help="of snes (default 50)")
+        how("--sigma0", type=positive, metavar="X", help="first standard deviation of snes (default 0.1)")
+        how("--learning-rate", type=positive, metavar="X", help="of adam, largest (default 0.01)")
+        how(
+            "--polish", type=positive_integer, metavar="N", help="generations of snes after the gradient (default none)"
+        )
+        how(
+            "--patience",
+            type=positive_integer,
+            metavar="N",
+            help="steps without a better test result (default steps/4)",
+        )
+        how("--interval", type=positive_integer, metavar="N", help="steps between reports (default 10; snes: 100)")
 
     @staticmethod
     def run(args) -> int:
@@ -262,7 +274,7 @@ def _label_cutoffs(given, species, others) -> dict:
         if label not in species:
             raise UsageError(f"--label-cutoff {label}: unknown label; {closest(label, species)}")
         try:
-            cutoffs[label] = tuple(_positive(radius) for radius in radii)
+            cutoffs[label] = tuple(positive(radius) for radius in radii)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"--label-cutoff {label}: {error}") from None
     return cutoffs
@@ -278,7 +290,7 @@ def _zbl(tokens: list[str]):
     if len(tokens) > 3:
         raise UsageError(f"--zbl: expected INNER OUTER [FACTOR], got {len(tokens)} values")
     try:
-        return tuple(_from_zero(token) for token in tokens)
+        return tuple(from_zero(token) for token in tokens)
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--zbl: {error}") from None
 

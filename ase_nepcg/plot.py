@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from .errors import NepCGError
+from .quantities import with_error
 
 __all__ = [
+    "COLORS",
     "PlotError",
     "adf",
     "eos",
@@ -24,7 +26,8 @@ __all__ = [
     "vdos",
 ]
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+#: Okabe and Ito
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _CURVE = "curve"
@@ -79,7 +82,7 @@ def parity(reference, predicted, errors=None, ax=None, *, label=None, quantity=N
         s=6,
         linewidths=0,
         alpha=min(1.0, max(0.15, 30 / np.sqrt(len(x)))),
-        color=_COLORS[number % len(_COLORS)],
+        color=COLORS[number % len(COLORS)],
         label=f"{text}RMSE {rmse:.3g}{unit_text}",
         rasterized=True,
         zorder=2,
@@ -116,7 +119,7 @@ def training_curve(history, ax=None, *, against="step"):
         raise PlotError(f"against: expected 'step' or 'seconds', got {against!r}")
     x = _numbers(against, history[against])
     curves = []
-    for color, (column, (name, unit)) in zip(_COLORS, _TERMS.items(), strict=True):
+    for color, (column, (name, unit)) in zip(COLORS, _TERMS.items(), strict=True):
         text = name + (f" ({unit})" if unit else "")
         curves.append((history[column], color, "-", text))
         if unit:
@@ -216,7 +219,7 @@ def msd(results, ax=None):
     curves = []
     for name, result in _named(results):
         for k, label in enumerate(result.species):
-            value = _with_error(result.diffusion[k], result.diffusion_error[k])
+            value = with_error(result.diffusion[k], result.diffusion_error[k])
             text = f"{_text(name, label)}, D = {value} Å²/ps"
             curves.append((result.time_fs * 1e-3, result.msd[k], result.msd_error[k], text))
     ax = _curves(curves, ax)
@@ -250,7 +253,7 @@ def eos(results, ax=None, *, against="density", training_range=None):
         bars = (np.nan_to_num(e[order]) for e in (result.pressure_error, getattr(result, error)))
         ax.errorbar(
             *(x[order], result.pressure_GPa[order], *bars),
-            color=_COLORS[number % len(_COLORS)],
+            color=COLORS[number % len(COLORS)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=4,
             linewidth=1.0,
@@ -275,7 +278,7 @@ def running_conductivity(results, ax=None):
         if hasattr(result, "running"):
             kinds.add("time (ps)")
             direction = result.field_per_A / np.linalg.norm(result.field_per_A)
-            text = f"{_with_error(result.kappa_parallel, result.kappa_parallel_error)} W/(m K)"
+            text = f"{with_error(result.kappa_parallel, result.kappa_parallel_error)} W/(m K)"
             curves.append((time, result.running @ direction, None, _text(name, text)))
         else:
             kinds.add("correlation time (ps)")
@@ -300,7 +303,7 @@ def stress_strain(results, ax=None):
     curves = []
     for name, result in _named(results):
         k = "xyz".index(result.axis)
-        modulus = _with_error(result.modulus_GPa, result.modulus_error)
+        modulus = with_error(result.modulus_GPa, result.modulus_error)
         text = _text(name, f"along {result.axis}, initial slope {modulus} GPa")
         curves.append((result.strain, result.stress_GPa[:, k], result.stress_error[:, k], text))
     ax = _curves(curves, ax)
@@ -321,15 +324,6 @@ def _text(name, what) -> str:
     return f"{name}: {what}" if name else what
 
 
-def _with_error(value, error) -> str:
-    """As 2.30(4): the error in units of the last digit."""
-    if not np.isfinite(error) or error <= 0:
-        return f"{value:.3g}"
-    # an error of 10 and more has its digits in front of the point
-    digits = max(0, -int(np.floor(np.log10(error))))
-    return f"{value:.{digits}f}({round(error * 10**digits):d})"
-
-
 def _curves(curves, ax):
     """Lines (x, y, error or None, text) with bands; lines that are there already keep their colours."""
     if not curves:
@@ -337,8 +331,8 @@ def _curves(curves, ax):
     ax = _axes(ax)
     before = sum(line.get_gid() == _CURVE for line in ax.lines)
     for number, (x, y, error, text) in enumerate(curves, before):
-        color = _COLORS[number % len(_COLORS)]
-        style = _STYLES[number // len(_COLORS) % len(_STYLES)]
+        color = COLORS[number % len(COLORS)]
+        style = _STYLES[number // len(COLORS) % len(_STYLES)]
         ax.plot(x, y, color=color, linestyle=style, linewidth=1.2, label=text, gid=_CURVE)
         if error is not None and np.isfinite(error).any():
             ax.fill_between(x, y - error, y + error, color=color, alpha=0.25, linewidth=0)

@@ -117,14 +117,6 @@ def test_msd():
     np.testing.assert_allclose(curves(ax)[0].get_xdata(), R)
 
 
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [(2.3041, 0.0412, "2.30(4)"), (1234.5, 12.3, "1234(12)"), (0.5, 0.0, "0.5"), (3.0, 2.0, "3(2)")],
-)
-def test_numbers_with_errors(value, error, text):
-    assert plot._with_error(value, error) == text
-
-
 def eos_result():
     volume = np.array([2000.0, 1800.0, 2200.0])
     return filled(

@@ -6,19 +6,18 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 
 from ..md import MD, NPT, Langevin, Thermo
+from ..quantities import GRAMS_PER_CM3
 from .frames import AnalysisError, positive
 from .runs import TAU_FS, hot_copy
 
-__all__ = ["GRAMS_PER_CM3", "EOSResult", "eos"]
+__all__ = ["EOSResult", "eos"]
 
 _SAMPLE = 10
 _FRICTION_PER_FS = 0.01
 _TAU_P_FS = 1000.0
-#: u/Å^3 in g/cm^3
-GRAMS_PER_CM3 = 1e24 * units._amu * 1e3
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from ase import units
 
 from ...potential.cache import kernel_jit
+from ...quantities import GRAMS_PER_CM3
 from .base import (
     N_TYPES,
     OWN,
@@ -38,7 +39,6 @@ _AXIS, _BINS, _VELOCITIES, _TABLE, _DOF = range(OWN, OWN + 5)
 _ROWS = 64
 _QUANTITIES = ("density", "temperature")
 # amu/Å^3 in g/cm^3
-_DENSITY = 1e24 * units._amu * 1e3
 
 
 @kernel_jit()
@@ -180,8 +180,8 @@ class Profile(Observer):
             position_A=fraction * height,
             number_density=density[..., 0],
             number_density_error=errors[0],
-            mass_density=density[..., 1] * _DENSITY,
-            mass_density_error=errors[1] * _DENSITY,
+            mass_density=density[..., 1] * GRAMS_PER_CM3,
+            mass_density_error=errors[1] * GRAMS_PER_CM3,
             temperature_K=temperature,
             temperature_error=temperature_error,
             samples=blocks.samples,

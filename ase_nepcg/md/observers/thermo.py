@@ -13,6 +13,7 @@ import numpy as np
 from ase import units
 
 from ...potential.cache import kernel_jit
+from ...quantities import GRAMS_PER_CM3
 from ..state import inlined
 from ..steps import kinetic_energy, kinetic_tensor
 from .base import OWN, Arena, Blocks, Observer, cell_volume, current_row, end_sample, info_of, standard_errors
@@ -29,7 +30,6 @@ _ROWS = 256
 _TABLE = OWN
 _GPA, _KB = 1.0 / units.GPa, units.kB
 # amu/Å^3 in g/cm^3
-_DENSITY = 1e24 * units._amu * 1e3
 
 
 @inlined
@@ -59,7 +59,7 @@ def thermo_row(s, r, out, at):
     mass = 0.0
     for i in range(s.first[r], s.first[r + 1]):
         mass += s.m[i]
-    out[at + 15] = _DENSITY * mass / volume
+    out[at + 15] = GRAMS_PER_CM3 * mass / volume
 
 
 @kernel_jit()

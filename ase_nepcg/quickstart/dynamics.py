@@ -1,0 +1,190 @@
+"""Runs at constant volume and temperature that a killed program takes up where they were.
+
+With :class:`~ase_nepcg.NEP` calculators all runs of a phase advance together (``MD.batch``), each with its own
+checkpoint; with others, one after the other by ASE's Langevin driver, whose state is kept here. Either way a run that
+was interrupted ends with the same bits as one that was not, if the calculator's forces depend on positions only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import Trajectory
+from ase.md.langevin import Langevin as AseLangevin
+from tqdm import tqdm
+
+from ..calculator import NEP
+from ..checkpoint import read_checkpoint, write_checkpoint
+from ..md import MD, Langevin
+from ..nepfile import write_atomically
+
+__all__ = ["Phase", "advance", "thermalised"]
+
+_KIND = "quickstart run"
+# checkpoints of a phase
+_PARTS = 10
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the runs of a phase have in common: ``NAME_k.npz`` (state) and, with ``record`` > 0, ``NAME_k.traj``."""
+
+    folder: Path
+    name: str
+    timestep_fs: float
+    temperature_K: float
+    friction_per_fs: float
+    steps: int
+    seed: int
+    record: int = 0  #: steps between frames
+    observers: tuple = ()  #: (observer, interval); NEP only
+    threads: int | None = None
+    progress: bool = True
+
+    def file(self, k: int, suffix: str) -> Path:
+        return self.folder / f"{self.name}_{k}{suffix}"
+
+    def seed_of(self, k: int) -> int:
+        return int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0])
+
+
+def thermalised(atoms, temperature_K: float, seed) -> Atoms:
+    """A copy with the same calculator and velocities drawn at a temperature."""
+    copy = atoms.copy()
+    copy.calc = atoms.calc
+    scale = np.sqrt(units.kB * temperature_K * copy.get_masses())[:, None]
+    copy.set_momenta(np.random.default_rng(seed).normal(size=(len(copy), 3)) * scale)
+    return copy
+
+
+def advance(phase: Phase, starts) -> list:
+    """Run every configuration of ``starts``, with the calculators they have, to the end of the phase.
+
+    Returns pairs (atoms, results of the observers). What was reached in an earlier call is not done again.
+    """
+    if all(isinstance(start.calc, NEP) for start in starts):
+        return _compiled(phase, starts)
+    return [(_by_ase(phase, k, start), []) for k, start in enumerate(starts)]
+
+
+def _compiled(phase: Phase, starts) -> list:
+    runs = []
+    for k, start in enumerate(starts):
+        path = phase.file(k, ".npz")
+        calc = NEP(start.calc.model, threads=phase.threads, temperature_K=start.calc.parameters.temperature_K)
+        if path.exists():
+            runs.append(MD.restart(path, calc=calc, progress=phase.progress))
+            continue
+        copy = start.copy()
+        copy.calc = calc
+        run = MD(
+            copy,
+            phase.timestep_fs,
+            Langevin(phase.temperature_K, phase.friction_per_fs),
+            trajectory=phase.file(k, ".traj") if phase.record else None,
+            loginterval=phase.record or 1,
+            checkpoint=path,
+            checkpoint_interval=max(1, phase.steps // _PARTS),
+            seed=phase.seed_of(k),
+            progress=phase.progress,
+        )
+        for observer, interval in phase.observers:
+            run.attach(observer, interval)
+        runs.append(run)
+    # killed between two checkpoints of the same step: alone a run gives the same bits
+    reached = max(run.nsteps for run in runs)
+    for run in runs:
+        if run.nsteps < reached:
+            run.run(reached - run.nsteps)
+    if reached < phase.steps:
+        MD.batch(runs).run(phase.steps - reached)
+    ends = []
+    for run in runs:
+        run.close()
+        ends.append((run.atoms, [handle.results() for handle in run.handles]))
+    return ends
+
+
+def _by_ase(phase: Phase, k: int, start) -> Atoms:
+    """One run with ASE's driver."""
+    path = phase.file(k, ".npz")
+    atoms = start.copy()
+    atoms.calc = deepcopy(start.calc)
+    rng = np.random.default_rng(phase.seed_of(k))
+    step, frames = 0, {"positions": [], "momenta": [], "forces": [], "stress": []}
+    if path.exists():
+        header, arrays = read_checkpoint(path, _KIND)
+        step = header["step"]
+        rng.bit_generator.state = json.loads(header["rng"])
+        atoms.set_positions(arrays["now_positions"])
+        atoms.set_momenta(arrays["now_momenta"])
+        frames = {name: list(arrays[name]) for name in frames}
+    dynamics = AseLangevin(
+        atoms,
+        phase.timestep_fs * units.fs,
+        temperature_K=phase.temperature_K,
+        friction=phase.friction_per_fs / units.fs,
+        fixcm=False,
+        rng=_Normal(rng),
+    )
+    part = max(1, phase.steps // _PARTS)
+    stride = phase.record or part
+
+    def keep():
+        if phase.record:
+            frames["positions"].append(atoms.positions.copy())
+            frames["momenta"].append(atoms.get_momenta())
+            frames["forces"].append(atoms.get_forces())
+            frames["stress"].append(atoms.get_stress())
+
+    if step == 0 and not path.exists():
+        keep()
+    with tqdm(total=phase.steps, initial=step, unit="step", disable=None if phase.progress else True) as bar:
+        while step < phase.steps:
+            target = min(phase.steps, (step // stride + 1) * stride, (step // part + 1) * part)
+            dynamics.run(target - step)
+            bar.update(target - step)
+            step = target
+            if step % stride == 0:
+                keep()
+            if step % part == 0 or step == phase.steps:
+                now = {"now_positions": atoms.positions, "now_momenta": atoms.get_momenta()}
+                stacked = {name: np.array(values) for name, values in frames.items()}
+                state = json.dumps(rng.bit_generator.state)
+                write_checkpoint(path, _KIND, {"step": step, "rng": state}, now | stacked)
+    if phase.record:
+        _write_frames(phase.file(k, ".traj"), atoms, frames, phase)
+    return atoms
+
+
+class _Normal:
+    """The part of numpy's old interface that ASE's Langevin calls, on a generator whose state can be kept."""
+
+    def __init__(self, rng):
+        self._rng = rng
+
+    def standard_normal(self, size=None):
+        return self._rng.standard_normal(size)
+
+
+def _write_frames(path: Path, atoms, frames: dict, phase: Phase) -> None:
+    images = []
+    for positions, momenta, forces, stress in zip(*frames.values(), strict=True):
+        image = Atoms(atoms.numbers, positions=positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses())
+        image.set_momenta(momenta)
+        image.calc = SinglePointCalculator(image, forces=forces, stress=stress)
+        images.append(image)
+    buffer = io.BytesIO()
+    with Trajectory(buffer, "w") as writer:
+        writer.set_description({"timestep": phase.timestep_fs * units.fs, "interval": phase.record})
+        for image in images:
+            writer.write(image)
+        content = buffer.getvalue()
+    write_atomically(path, content)

@@ -1,0 +1,144 @@
+"""What a quickstart does, how long, and how exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+
+from ..errors import NepCGError, closest, is_integer, is_number
+
+__all__ = ["PRESETS", "QuickstartError", "Settings", "settings_of"]
+
+
+class QuickstartError(NepCGError, ValueError):
+    """Settings or atoms of which no coarse-grained model can be made."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of :func:`~ase_nepcg.quickstart.quickstart`; all lengths are those of each box or configuration."""
+
+    temperature_K: float = 300.0
+    #: g/cm^3, of the boxes; the training frames lie between the lowest and the highest
+    densities: tuple = (0.95, 1.0, 1.1, 1.2)
+    #: molecules along an edge of the embedded water boxes
+    edge: int = 4
+    seed: int = 1
+    # atoms
+    timestep_fs: float = 0.5
+    friction_per_fs: float = 0.01
+    #: before equilibration, at a temperature that lets a lattice melt; 0: none
+    melt_ps: float = 4.0
+    melt_K: float = 450.0
+    equilibration_ps: float = 5.0
+    time_ps: float = 20.0
+    record_fs: float = 50.0
+    # mean forces
+    #: configurations per density, to train with and to test with
+    frames: int = 10
+    test_frames: int = 2
+    frame_ps: float = 1.5
+    frame_equilibration_ps: float = 0.2
+    # model
+    cutoff: tuple = (6.0, 4.0)
+    neurons: int = 10
+    n_max: tuple = (4, 4)
+    steps: int = 600
+    lambda_v: float = 0.1
+    # beads
+    bead_timestep_fs: float = 4.0
+    bead_friction_per_fs: float = 0.005
+    bead_equilibration_ps: float = 10.0
+    bead_time_ps: float = 200.0
+    #: seconds for each timing
+    timing_s: float = 3.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "densities":
+                object.__setattr__(self, "densities", _densities(value))
+            elif field.name in ("cutoff", "n_max"):
+                object.__setattr__(self, field.name, tuple(value))
+            elif field.name in _COUNTS:
+                least = _COUNTS[field.name]
+                if not is_integer(value) or value < least:
+                    raise QuickstartError(f"{field.name}: expected an integer of at least {least}, got {value!r}")
+            else:
+                least = 0.0 if field.name in _FROM_ZERO else math.nextafter(0.0, 1.0)
+                if not is_number(value) or not least <= value < math.inf:
+                    kind = "a positive number" if least else "a number from 0"
+                    raise QuickstartError(f"{field.name}: expected {kind}, got {value!r}")
+        for name in ("time_ps", "frame_ps", "bead_time_ps"):
+            step = self.bead_timestep_fs if name.startswith("bead") else self.timestep_fs
+            if 1000.0 * getattr(self, name) < 64 * step:
+                raise QuickstartError(f"{name}: {getattr(self, name):g} ps are fewer than 64 steps of {step:g} fs")
+        records = math.floor(1000.0 * self.time_ps / self.record_fs)
+        if records < 16:
+            raise QuickstartError(
+                f"record_fs: {self.record_fs:g} fs give {records} records in {self.time_ps:g} ps, expected 16 or more"
+            )
+        if records < self.frames + self.test_frames:
+            raise QuickstartError(
+                f"frames: {self.frames} + {self.test_frames} configurations are to be taken from {records} records "
+                f"(one every {self.record_fs:g} fs of {self.time_ps:g} ps)"
+            )
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+_COUNTS = {"edge": 2, "seed": 0, "frames": 1, "test_frames": 1, "neurons": 1, "steps": 1}
+_FROM_ZERO = ("melt_ps", "equilibration_ps", "frame_equilibration_ps", "bead_equilibration_ps", "lambda_v")
+
+#: name -> what differs from the defaults of :class:`Settings`
+PRESETS = {
+    "full": {},
+    "quick": {
+        "densities": (1.0, 1.15),
+        "edge": 3,
+        "melt_ps": 1.0,
+        "equilibration_ps": 1.0,
+        "time_ps": 3.0,
+        "record_fs": 30.0,
+        "frames": 4,
+        "test_frames": 1,
+        "frame_ps": 0.25,
+        "frame_equilibration_ps": 0.05,
+        "steps": 60,
+        "bead_equilibration_ps": 2.0,
+        "bead_time_ps": 20.0,
+        "timing_s": 0.3,
+    },
+    "long": {
+        "densities": (0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25),
+        "equilibration_ps": 15.0,
+        "time_ps": 80.0,
+        "frames": 40,
+        "test_frames": 4,
+        "steps": 2000,
+        "bead_equilibration_ps": 20.0,
+        "bead_time_ps": 1000.0,
+    },
+}
+
+
+def _densities(value) -> tuple:
+    try:
+        numbers = tuple(float(number) for number in value)
+    except (TypeError, ValueError):
+        raise QuickstartError(f"densities: expected numbers in g/cm^3, got {value!r}") from None
+    if not numbers or not all(0 < number < math.inf for number in numbers) or len(set(numbers)) < len(numbers):
+        raise QuickstartError(f"densities: expected different positive numbers in g/cm^3, got {value!r}")
+    return tuple(sorted(numbers))
+
+
+def settings_of(preset: str = "full", **given) -> Settings:
+    """The settings of a preset ("full", "quick", "long") with those ``given`` instead of its own."""
+    if preset not in PRESETS:
+        raise QuickstartError(f"preset: unknown name {preset!r}; {closest(str(preset), PRESETS)}")
+    names = [field.name for field in fields(Settings)]
+    for name in given:
+        if name not in names:
+            raise TypeError(f"quickstart has no setting {name!r}; {closest(name, names)}")
+    return replace(Settings(), **(PRESETS[preset] | given))
