@@ -81,8 +81,8 @@ class Quickstart:
                 raise UsageError("--model and --calculator go with --structure")
         else:
             atoms = read_structure(args.structure)
-            mapping = make_mapping(args, atoms)
             calculator = make_calculator(args)
+            mapping = make_mapping(args, atoms)
         from .quickstart import quickstart
 
         given = {name.replace("-", "_") for name in _SETTINGS} & set(vars(args))

@@ -123,3 +123,39 @@ def toys():
         sys.modules["toys"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["toys"])
     return sys.modules["toys"]
+
+
+#: settings of a quickstart that is done in seconds: 8 molecules, and everything as short as it can be
+TINY = {
+    "edge": 2,
+    "densities": (1.0, 1.1),
+    "melt_ps": 0.05,
+    "equilibration_ps": 0.05,
+    "time_ps": 0.4,
+    "record_fs": 10.0,
+    "frames": 2,
+    "test_frames": 1,
+    "frame_ps": 0.05,
+    "frame_equilibration_ps": 0.01,
+    "steps": 5,
+    "bead_equilibration_ps": 0.1,
+    "bead_time_ps": 1.0,
+    "timing_s": 0.01,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def journey(tmp_path_factory):
+    """(folder, numbers, lines told) of a finished quickstart; not to be changed."""
+    from ase_nepcg.quickstart import quickstart
+
+    folder, lines = tmp_path_factory.mktemp("quickstart") / "water", []
+    numbers = quickstart(
+        folder, workers=1, threads=1, progress=False, tell=lines.append, name="<b>water</b> & co", command="x<y", **TINY
+    )
+    return folder, numbers, lines

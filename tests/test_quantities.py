@@ -17,5 +17,5 @@ def test_numbers_with_errors(value, error, text):
 
 def test_density():
     # handbook: 8.96 g/cm^3 at 20 °C
-    assert density_g_cm3(bulk("Cu", cubic=True)) == pytest.approx(8.94, abs=0.02)
+    assert density_g_cm3(bulk("Cu", cubic=True)) == pytest.approx(8.96, abs=0.02)
     assert np.isclose(density_g_cm3(bulk("Cu")), density_g_cm3(bulk("Cu", cubic=True)))

@@ -6,7 +6,7 @@
 # (once per kind of model).
 #
 # The frames here come from a pair potential for beads, with noise of a known size added to the forces: what
-# constrained sampling gives (`01_mean_force.py`), made in a moment.
+# constrained sampling gives (`02_mean_force.py`), made in a moment.
 
 # %%
 import matplotlib.pyplot as plt
