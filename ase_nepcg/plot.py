@@ -20,6 +20,7 @@ __all__ = [
     "parity",
     "rdf",
     "running_conductivity",
+    "spectral_conductivity",
     "stress_strain",
     "training_curve",
     "training_summary",
@@ -295,6 +296,21 @@ def running_conductivity(results, ax=None):
     low, high = min(0.0, np.nanmin(late)), max(0.0, np.nanmax(late))
     if high > low:
         ax.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    return ax
+
+
+def spectral_conductivity(results, ax=None):
+    """Conductivity per frequency with bands of one standard error; the legend holds the integrals.
+
+    ``results``: a SpectralConductivityResult or SpectralHeatCurrentResult, or ``{name: result}``. Raises PlotError.
+    """
+    curves = []
+    for name, result in _named(results):
+        text = f"κ = {with_error(result.kappa, result.kappa_error)} W/(m K)"
+        curves.append((result.frequency_THz, result.spectrum, result.spectrum_error, _text(name, text)))
+    ax = _curves(curves, ax)
+    ax.axhline(0.0, color=_GRAY, linewidth=0.8, zorder=0)
+    ax.set(xlabel="frequency (THz)", ylabel="spectral conductivity (W/(m K THz))", xlim=(0, None))
     return ax
 
 

@@ -16,6 +16,7 @@ from ase_nepcg.md.observers import (
     ObserverError,
     ObserverInfo,
     Profile,
+    SpectralHeatCurrent,
     Thermo,
     from_dict,
     kernel_signature,
@@ -43,6 +44,7 @@ ALL = [
     Conductivity(),
     Profile("c", bins=7, quantity="temperature"),
     ClosePairs({("O", "O"): 2.0, ("O", "a-long-tail-bead"): 2.5}),
+    SpectralHeatCurrent("y", 6),
 ]
 
 

@@ -16,6 +16,7 @@ from ase_nepcg.analysis.state_equation import EOSResult
 from ase_nepcg.analysis.vibrations import VDOSResult
 from ase_nepcg.md.observers.motion import MSDResult
 from ase_nepcg.md.observers.rdf import RDFResult
+from ase_nepcg.md.observers.spectral import SpectralHeatCurrentResult
 from ase_nepcg.plot import PlotError
 
 
@@ -165,6 +166,27 @@ def test_running_conductivity():
     assert len(ax.collections) == 1
     with pytest.raises(PlotError, match="two Axes"):
         plot.running_conductivity({"a": hnemd, "b": green_kubo})
+
+
+def test_spectral_conductivity():
+    def result(value, error):
+        return filled(
+            SpectralHeatCurrentResult,
+            frequency_THz=R,
+            spectrum=np.cos(R),
+            spectrum_error=np.full(6, error),
+            kappa=value,
+            kappa_error=error,
+        )
+
+    ax = plot.spectral_conductivity({"100 K": result(2.5, 0.2), "300 K": result(1.5, np.nan)})
+    assert texts(ax) == ["100 K: κ = 2.5(2) W/(m K)", "300 K: κ = 1.5 W/(m K)"]
+    np.testing.assert_allclose(curves(ax)[0].get_xdata(), R)
+    np.testing.assert_allclose(curves(ax)[0].get_ydata(), np.cos(R))
+    assert len(ax.collections) == 1
+    # modes may carry heat against the field
+    assert ax.get_ylim()[0] < -1.0
+    assert ax.get_ylabel() == "spectral conductivity (W/(m K THz))"
 
 
 def test_stress_strain():

@@ -21,6 +21,8 @@ __all__ = ["GreenKuboResult", "HNEMDResult", "green_kubo", "hnemd"]
 # of correlation times, from where on the running integral counts as its limit
 _PLATEAU = 0.5
 _MIN_REPLICAS = 4
+# fields of ConductivityResult in W/(m K)
+_PARTS = ("kappa", "kappa_error", "kappa_parallel", "kappa_parallel_error", "potential", "convective", "running")
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,14 @@ def hnemd(
     _check(replicas, 2, timestep_fs, temperature_K, equilibration_ps=equilibration_ps, time_ps=time_ps)
     positive("settle_ps", settle_ps)
     scale = _sheet(atoms, along, thickness_A)
-    steps = _steps(equilibration_ps, timestep_fs)
-    runs = equilibrated(atoms, len(fields) * replicas, temperature_K, timestep_fs, steps, seed, progress)
-    driven = []
-    for k, run in enumerate(runs):
-        field = np.zeros(3)
-        field[along] = fields[k // replicas]
-        ensemble = HNEMD(temperature_K, tuple(field.tolist()), convective=convective)
-        driven.append(MD(run, timestep_fs, ensemble, seed=seed + k, progress=progress))
-    batch = MD.batch(driven)
-    batch.run(_steps(settle_ps, timestep_fs))
-    handles = [run.attach(Conductivity(), interval) for run in driven]
+    vectors = np.zeros((len(fields) * replicas, 3))
+    vectors[:, along] = np.repeat(fields, replicas)
+    batch = driven(
+        *(atoms, vectors, temperature_K, convective, timestep_fs, equilibration_ps, settle_ps, seed, progress)
+    )
+    handles = [run.attach(Conductivity(), interval) for run in batch.runs]
     batch.run(_steps(time_ps, timestep_fs))
-    results = [_scaled(handle.results(), scale) for handle in handles]
+    results = [scaled(handle.results(), scale, _PARTS) for handle in handles]
 
     def table(pick):
         return np.array([pick(one) for one in results]).reshape(len(fields), replicas)
@@ -114,6 +111,22 @@ def hnemd(
         scale=scale,
         runs=[results[k : k + replicas] for k in range(0, len(results), replicas)],
     )
+
+
+def driven(
+    atoms, fields_per_A, temperature_K, convective, timestep_fs, equilibration_ps, settle_ps, seed: int, progress: bool
+):
+    """A batch of runs, one for each driving force in ``fields_per_A`` (R, 3): copies of ``atoms`` with velocities of
+    their own after ``equilibration_ps`` without and ``settle_ps`` with the field."""
+    steps = _steps(equilibration_ps, timestep_fs)
+    starts = equilibrated(atoms, len(fields_per_A), temperature_K, timestep_fs, steps, seed, progress)
+    runs = []
+    for k, (start, field) in enumerate(zip(starts, fields_per_A, strict=True)):
+        ensemble = HNEMD(temperature_K, tuple(field.tolist()), convective=convective)
+        runs.append(MD(start, timestep_fs, ensemble, seed=seed + k, progress=progress))
+    batch = MD.batch(runs)
+    batch.run(_steps(settle_ps, timestep_fs))
+    return batch
 
 
 @dataclass(frozen=True)
@@ -251,6 +264,6 @@ def _sheet(atoms, along, thickness_A) -> float:
     return float(atoms.cell.volume / (area * thickness_A))
 
 
-def _scaled(result, scale: float):
-    names = ("kappa", "kappa_error", "kappa_parallel", "kappa_parallel_error", "potential", "convective", "running")
+def scaled(result, scale: float, names):
+    """A result whose conductivities, the fields ``names``, are multiplied by ``scale``."""
     return replace(result, **{name: scale * getattr(result, name) for name in names})

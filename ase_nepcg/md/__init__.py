@@ -27,6 +27,7 @@ _OWNERS = {
     "Langevin": "ensembles",
     "NoseHoover": "ensembles",
     "Profile": "observers",
+    "SpectralHeatCurrent": "observers",
     "Thermo": "observers",
 }
 

@@ -6,6 +6,7 @@ from .heat import Conductivity, HeatCurrent
 from .motion import MSD, VACF
 from .profile import Profile
 from .rdf import RDF
+from .spectral import SpectralHeatCurrent
 from .thermo import Thermo
 
 __all__ = [
@@ -20,13 +21,15 @@ __all__ = [
     "ObserverError",
     "ObserverInfo",
     "Profile",
+    "SpectralHeatCurrent",
     "Thermo",
     "from_dict",
     "kernel_signature",
 ]
 
 # by name, as in checkpoints
-OBSERVERS = {kind.name: kind for kind in (Thermo, RDF, MSD, VACF, HeatCurrent, Conductivity, Profile, ClosePairs)}
+_KINDS = (Thermo, RDF, MSD, VACF, HeatCurrent, Conductivity, SpectralHeatCurrent, Profile, ClosePairs)
+OBSERVERS = {kind.name: kind for kind in _KINDS}
 
 
 def from_dict(settings: dict) -> Observer:
