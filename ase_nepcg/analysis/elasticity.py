@@ -17,22 +17,17 @@ from ase.optimize import BFGS
 
 from .frames import AnalysisError, positive
 
-__all__ = ["ElasticConstants", "elastic_constants"]
+__all__ = ["ElasticConstants", "Moduli", "elastic_constants", "require_crystal", "strained", "stress_slopes"]
 
 _PLACES = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 # residual stress at which strains are measured, over the largest constant
 _LARGEST_RESIDUE = 0.02
 
 
-@dataclass(frozen=True)
-class ElasticConstants:
-    """``C_GPa`` (6, 6), symmetrised, and ``asymmetry_GPa`` (6, 6): half the difference of the two derivatives that
-    should be equal, a measure of the error. ``stress_GPa`` (6,): at the start, from which strains are counted."""
+class Moduli:
+    """What follows from constants ``C_GPa`` (6, 6), symmetric."""
 
     C_GPa: np.ndarray
-    asymmetry_GPa: np.ndarray
-    stress_GPa: np.ndarray
-    strain: float
 
     @property
     def S_per_GPa(self) -> np.ndarray:
@@ -57,8 +52,52 @@ class ElasticConstants:
         """Whether all homogeneous strains cost energy (Born)."""
         return bool(np.linalg.eigvalsh(self.C_GPa).min() > 0)
 
+
+@dataclass(frozen=True)
+class ElasticConstants(Moduli):
+    """``C_GPa`` (6, 6), symmetrised, and ``asymmetry_GPa`` (6, 6): half the difference of the two derivatives that
+    should be equal, a measure of the error. ``stress_GPa`` (6,): at the start, from which strains are counted."""
+
+    C_GPa: np.ndarray
+    asymmetry_GPa: np.ndarray
+    stress_GPa: np.ndarray
+    strain: float
+
     def as_table(self) -> tuple[tuple, np.ndarray]:
         return tuple(f"C_{k}_GPa" for k in range(1, 7)), self.C_GPa
+
+
+def strained(atoms, voigt):
+    """A copy of ``atoms`` with their calculator, deformed by strains (6,), fractional coordinates as they are."""
+    deformation = np.eye(3)
+    for value, (a, b) in zip(voigt, _PLACES, strict=True):
+        deformation[a, b] += value if a == b else 0.5 * value
+        deformation[b, a] += 0.0 if a == b else 0.5 * value
+    copy = atoms.copy()
+    copy.calc = atoms.calc
+    copy.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    return copy
+
+
+def stress_slopes(stress_at, strain: float) -> np.ndarray:
+    """``d sigma_I / d epsilon_J`` (6, 6) of ``stress_at(voigt)`` (6,), by central differences."""
+    slopes = np.zeros((6, 6))
+    for j in range(6):
+        step = np.zeros(6)
+        step[j] = strain
+        slopes[:, j] = (stress_at(step) - stress_at(-step)) / (2.0 * strain)
+    return slopes
+
+
+def require_crystal(function: str, atoms, strain: float) -> None:
+    """Raise :class:`AnalysisError` unless ``atoms`` have a calculator and three periods, and ``strain`` is small."""
+    positive("strain", strain)
+    if atoms.calc is None:
+        raise AnalysisError(f"{function}: the atoms have no calculator")
+    if not atoms.pbc.all() or atoms.cell.rank < 3:
+        raise AnalysisError(f"{function}: expected a cell that is periodic in all directions")
+    if strain > 0.05:
+        raise AnalysisError(f"strain: expected a small number (0.005), got {strain:g}")
 
 
 def elastic_constants(
@@ -71,42 +110,26 @@ def elastic_constants(
     The atoms are not changed. Raises :class:`AnalysisError` where relaxations do not end, or the cell is far from its
     equilibrium (stress above 2 % of the largest constant), where constants depend on their definition.
     """
-    positive("strain", strain)
+    require_crystal("elastic_constants", atoms, strain)
     positive("fmax", fmax)
-    if atoms.calc is None:
-        raise AnalysisError("elastic_constants: the atoms have no calculator")
-    if not atoms.pbc.all() or atoms.cell.rank < 3:
-        raise AnalysisError("elastic_constants: expected a cell that is periodic in all directions")
-    if strain > 0.05:
-        raise AnalysisError(f"strain: expected a small number (0.005), got {strain:g}")
     copy = atoms.copy()
     copy.calc = atoms.calc
     copy.set_constraint()
 
     def stress_at(voigt):
-        deformation = np.eye(3)
-        for value, (a, b) in zip(voigt, _PLACES, strict=True):
-            deformation[a, b] += value if a == b else 0.5 * value
-            deformation[b, a] += 0.0 if a == b else 0.5 * value
-        strained = copy.copy()
-        strained.calc = copy.calc
-        strained.set_cell(copy.cell.array @ deformation, scale_atoms=True)
-        if relax and not _relaxed(strained, fmax, max_steps):
+        one = strained(copy, voigt)
+        if relax and not _relaxed(one, fmax, max_steps):
             raise AnalysisError(
                 f"strain {np.round(voigt, 6).tolist()}: forces are not below {fmax:g} eV/Å after {max_steps} steps; "
                 "raise max_steps or fmax"
             )
-        return strained.get_stress() / units.GPa
+        return one.get_stress() / units.GPa
 
     # all strains start from there
     if relax and not _relaxed(copy, fmax, max_steps):
         raise AnalysisError(f"forces are not below {fmax:g} eV/Å after {max_steps} steps; raise max_steps or fmax")
     stress = copy.get_stress() / units.GPa
-    constants = np.zeros((6, 6))
-    for j in range(6):
-        step = np.zeros(6)
-        step[j] = strain
-        constants[:, j] = (stress_at(step) - stress_at(-step)) / (2.0 * strain)
+    constants = stress_slopes(stress_at, strain)
     residue, largest = np.abs(stress).max(), np.abs(constants).max()
     if residue > _LARGEST_RESIDUE * largest:
         raise AnalysisError(
