@@ -19,17 +19,17 @@ __all__ = ["Quickstart"]
 
 # option -> (type, number of values, name of the value, what it is)
 _SETTINGS = {
-    "temperature-K": (positive, None, "T", "temperature in K (default 300)"),
-    "densities": (positive, "+", "D", "of the boxes in g/cm^3 (default: 0.95 1 1.1 1.2 or around the structure's)"),
+    "temperature-K": (positive, None, "T", "temperature in K (default 330)"),
+    "densities": (positive, "+", "D", "of the boxes in g/cm^3 (default: 1 1.05 1.1 1.2 or around the structure's)"),
     "timestep-fs": (positive, None, "T", "time step of the atoms (default 0.5)"),
-    "equilibration-ps": (from_zero, None, "T", "of each all-atom box (default 5)"),
-    "time-ps": (positive, None, "T", "of each all-atom run (default 20)"),
-    "frames": (positive_integer, None, "N", "configurations per density to train with (default 10)"),
-    "test-frames": (positive_integer, None, "N", "configurations per density to test with (default 2)"),
-    "frame-ps": (positive, None, "T", "sampling of mean forces, each configuration (default 1.5)"),
+    "equilibration-ps": (from_zero, None, "T", "of each all-atom box (default 8)"),
+    "time-ps": (positive, None, "T", "of each all-atom run (default 40)"),
+    "frames": (positive_integer, None, "N", "configurations per density to train with (default 40)"),
+    "test-frames": (positive_integer, None, "N", "configurations per density to test with (default 4)"),
+    "frame-ps": (positive, None, "T", "sampling of mean forces, each configuration (default 0.3)"),
     "cutoff": (positive, 2, ("R", "A"), "radial and angular cutoff of the beads in Å (default 6 4)"),
     "neurons": (positive_integer, None, "N", "in the hidden layer (default 10)"),
-    "steps": (positive_integer, None, "N", "of the training (default 600)"),
+    "steps": (positive_integer, None, "N", "of the training (default 1200)"),
     "bead-timestep-fs": (positive, None, "T", "time step of the beads (default 4)"),
     "bead-time-ps": (positive, None, "T", "of each run of the beads (default 200)"),
 }

@@ -31,8 +31,8 @@ def test_densities_are_sorted():
         ({"frames": 2.5}, "frames: expected an integer"),
         ({"time_ps": 0.001}, "fewer than 64 steps of 0.5 fs"),
         ({"bead_time_ps": 0.1}, "bead_time_ps: 0.1 ps are fewer than 64 steps of 4 fs"),
-        ({"record_fs": 5000.0}, "give 4 records in 20 ps, expected 16"),
-        ({"frames": 1000}, "1000 .* configurations are to be taken from 400 records"),
+        ({"record_fs": 5000.0}, "give 8 records in 40 ps, expected 16"),
+        ({"frames": 1000}, "1000 .* configurations are to be taken from 800 records"),
     ],
 )
 def test_nonsense_is_refused(given, text):

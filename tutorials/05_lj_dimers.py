@@ -7,7 +7,7 @@
 #
 #     python 05_lj_dimers.py --box
 #     nepcg quickstart --structure dimers.xyz --calculator 05_lj_dimers.py:Dimers --folder dimers --name "LJ dimers" \
-#         --temperature-K 90 --timestep-fs 4 --time-ps 100 --frame-ps 10 --frames 6 --cutoff 8 6 \
+#         --temperature-K 90 --timestep-fs 4 --equilibration-ps 40 --time-ps 200 --frame-ps 1 --cutoff 8 6 \
 #         --bead-timestep-fs 20 --bead-time-ps 1000
 
 # %%

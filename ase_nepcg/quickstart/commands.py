@@ -37,7 +37,9 @@ def commands(settings: Settings, numbers: dict, calculator: str | None) -> dict[
     found["models"] = [
         _join(
             f"nepcg train {train} --test {test} --cutoff {s.cutoff[0]:g} {s.cutoff[1]:g} --neurons {s.neurons}",
-            f"--n-max {s.n_max[0]} {s.n_max[1]} --lambda-v {s.lambda_v:g} --zbl repulsive --steps {s.steps}",
+            f"--n-max {s.n_max[0]} {s.n_max[1]} --lambda-v {s.lambda_v:g}",
+            f"--lambda-1 {s.regularisation:g} --lambda-2 {s.regularisation:g} --zbl repulsive --steps {s.steps}",
+            f"--patience {s.steps}",
             f"--seed {s.seed} --output my_{name}",
         )
         for name, (train, test) in DATA.items()

@@ -96,6 +96,7 @@ def _pressure(folder, numbers, s):
     own = np.array(numbers["atomistic"]["pressure_GPa"])
     expected = own - correction_GPa(numbers, s.temperature_K)
     ax.plot(s.densities, expected, color="0.4", linestyle=":", linewidth=1, label="atoms − (N − n) kT/V")
+    ax.locator_params(axis="x", nbins=6)
     ax.legend(fontsize="small")
     yield figure
 

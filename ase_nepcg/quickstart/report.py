@@ -9,7 +9,7 @@ from html import escape
 from .. import __version__
 from ..quantities import with_error
 from .figures import FIGURES
-from .results import checks, correction_GPa, speed_factors
+from .results import checks, correction_GPa, differences, speed_factors
 from .settings import Settings
 from .stages import STAGES
 
@@ -117,15 +117,23 @@ def _rdf(numbers, s) -> str:
 
 def _pressure(numbers, s) -> str:
     atoms, beads = numbers["atomistic"], numbers["beads"]
+    expected = correction_GPa(numbers, s.temperature_K)
+    off = differences(numbers, "uncorrected")
     rows = []
     for k, density in enumerate(s.densities):
         texts = [
             with_error(one["pressure_GPa"][k], _number(one["pressure_error"][k]))
             for one in (atoms, beads["corrected"], beads["uncorrected"])
         ]
-        rows.append((f"{density:g}", *texts, f"{correction_GPa(numbers, s.temperature_K)[k]:.3f}"))
-    header = ("density (g/cm³)", "atoms (GPa)", "beads (GPa)", "without correction (GPa)", "(N − n) kT/V (GPa)")
-    return _table(header, rows)
+        rows.append((f"{density:g}", *texts, with_error(*off[k]), f"{-expected[k]:.3f}"))
+    header = ("density (g/cm³)", "atoms (GPa)", "beads (GPa)", "beads, virial not corrected (GPa)")
+    header += ("their difference from the atoms", "−(N − n) kT/V")
+    text = (
+        "<p>Averaging over the atoms removes their part of the ideal gas, (N − n) kT/V, from the pressure; the virials "
+        "that the beads are trained on must make up for it. Where they do not, the pressure is too low by about as "
+        "much: not exactly, since the same forces also pull the model towards the right pressure.</p>"
+    )
+    return _table(header, rows) + text
 
 
 def _speed(numbers, s) -> str:

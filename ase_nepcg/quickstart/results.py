@@ -10,7 +10,16 @@ from ase import units
 
 from ..quantities import with_error
 
-__all__ = ["PRESSURE_LIMIT_GPA", "RDF_LIMIT", "Check", "checks", "correction_GPa", "speed_factors", "summary"]
+__all__ = [
+    "PRESSURE_LIMIT_GPA",
+    "RDF_LIMIT",
+    "Check",
+    "checks",
+    "correction_GPa",
+    "differences",
+    "speed_factors",
+    "summary",
+]
 
 #: mean |Δg| beyond the difference between the two halves of the all-atom run
 RDF_LIMIT = 0.03
@@ -35,37 +44,39 @@ def correction_GPa(numbers: dict, temperature_K: float) -> np.ndarray:
     return removed * units.kB * temperature_K / np.array(boxes["volumes_A3"]) / units.GPa
 
 
+def differences(numbers: dict, model: str) -> list[tuple[float, float]]:
+    """P(beads) - P(atoms) and its standard error at each density, GPa; ``model``: "corrected" or "uncorrected"."""
+    atoms, beads = numbers["atomistic"], numbers["beads"][model]
+    return [
+        (value - own, math.hypot(sigma, error))
+        for own, sigma, value, error in zip(
+            *(atoms["pressure_GPa"], atoms["pressure_error"], beads["pressure_GPa"], beads["pressure_error"]),
+            strict=True,
+        )
+    ]
+
+
 def checks(numbers: dict, settings) -> list[Check]:
     """Structure and pressure of the beads against the atoms', at every density."""
-    found, atoms, beads = [], numbers["atomistic"], numbers["beads"]
-    expected = correction_GPa(numbers, settings.temperature_K)
-    for k, density in enumerate(settings.densities):
+    found = []
+    compared = zip(settings.densities, numbers["beads"]["rdf"], differences(numbers, "corrected"), strict=True)
+    for density, rdf, (off, error) in compared:
         where = f"at {density:g} g/cm³"
-        rdf = beads["rdf"][k]
-        limit = RDF_LIMIT + rdf["halves"]
-        found.append(
+        found += [
             Check(
                 f"mean |Δg| {where}",
                 f"{rdf['deviation']:.3f}",
                 f"{RDF_LIMIT} + {rdf['halves']:.3f} (between halves of the all-atom run)",
-                rdf["deviation"] <= limit,
-            )
-        )
-        own, sigma = atoms["pressure_GPa"][k], atoms["pressure_error"][k]
-        for model, shift in (("corrected", 0.0), ("uncorrected", -expected[k])):
-            value, error = beads[model]["pressure_GPa"][k], beads[model]["pressure_error"][k]
-            off, both = value - own, math.hypot(sigma, error)
-            limit = PRESSURE_LIMIT_GPA + 2 * both
-            what = "P(beads) − P(atoms)" if model == "corrected" else "the same without the correction of the virial"
-            found.append(
-                Check(
-                    f"{what} {where}",
-                    f"{with_error(off, both)} GPa",
-                    f"{shift:+.3f} " * bool(shift) + f"± ({PRESSURE_LIMIT_GPA} + 2σ) GPa",
-                    # NaN: too short for an error
-                    bool(abs(off - shift) <= limit),
-                )
-            )
+                rdf["deviation"] <= RDF_LIMIT + rdf["halves"],
+            ),
+            Check(
+                f"P(beads) − P(atoms) {where}",
+                f"{with_error(off, error)} GPa",
+                f"± ({PRESSURE_LIMIT_GPA} + 2σ) GPa",
+                # NaN: too short for an error
+                bool(abs(off) <= PRESSURE_LIMIT_GPA + 2 * error),
+            ),
+        ]
     return found
 
 
@@ -111,8 +122,13 @@ def _models(own, numbers, s):
 
 
 def _beads(own, numbers, s):
-    found = checks(numbers, s)
-    return [f"{'yes' if check.kept else 'NO ':3}  {check.what}: {check.value}; limit {check.limit}" for check in found]
+    lines = [
+        f"{'yes' if check.kept else 'NO ':3}  {check.what}: {check.value}; limit {check.limit}"
+        for check in checks(numbers, s)
+    ]
+    off = ", ".join(with_error(*pair) for pair in differences(numbers, "uncorrected"))
+    expected = ", ".join(f"{-value:.3f}" for value in correction_GPa(numbers, s.temperature_K))
+    return [*lines, f"virial not corrected: off by {off} GPa; −(N − n) kT/V = {expected}"]
 
 
 def _speed(own, numbers, s):

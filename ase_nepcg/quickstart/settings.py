@@ -18,9 +18,10 @@ class QuickstartError(NepCGError, ValueError):
 class Settings:
     """Settings of :func:`~ase_nepcg.quickstart.quickstart`; all lengths are those of each box or configuration."""
 
-    temperature_K: float = 300.0
+    #: at 300 K the hydrogen bonds of the embedded model rearrange too slowly for runs of minutes
+    temperature_K: float = 330.0
     #: g/cm^3, of the boxes; the training frames lie between the lowest and the highest
-    densities: tuple = (0.95, 1.0, 1.1, 1.2)
+    densities: tuple = (1.0, 1.05, 1.1, 1.2)
     #: molecules along an edge of the embedded water boxes
     edge: int = 4
     seed: int = 1
@@ -30,21 +31,24 @@ class Settings:
     #: before equilibration, at a temperature that lets a lattice melt; 0: none
     melt_ps: float = 4.0
     melt_K: float = 450.0
-    equilibration_ps: float = 5.0
-    time_ps: float = 20.0
+    equilibration_ps: float = 8.0
+    time_ps: float = 40.0
     record_fs: float = 50.0
     # mean forces
-    #: configurations per density, to train with and to test with
-    frames: int = 10
-    test_frames: int = 2
-    frame_ps: float = 1.5
-    frame_equilibration_ps: float = 0.2
+    #: configurations per density, to train with and to test with. They come from a run in equilibrium, so that the
+    #: atoms need no time to get used to held beads, and short averages are right on average: many are better than long
+    frames: int = 40
+    test_frames: int = 4
+    frame_ps: float = 0.3
+    frame_equilibration_ps: float = 0.0
     # model
     cutoff: tuple = (6.0, 4.0)
     neurons: int = 10
     n_max: tuple = (4, 4)
-    steps: int = 600
-    lambda_v: float = 0.1
+    steps: int = 1200
+    lambda_v: float = 1.0
+    #: of both norms of the parameters; larger ones make the beads' liquid less structured than the atoms'
+    regularisation: float = 1e-5
     # beads
     bead_timestep_fs: float = 4.0
     bead_friction_per_fs: float = 0.005
@@ -89,7 +93,14 @@ class Settings:
 
 
 _COUNTS = {"edge": 2, "seed": 0, "frames": 1, "test_frames": 1, "neurons": 1, "steps": 1}
-_FROM_ZERO = ("melt_ps", "equilibration_ps", "frame_equilibration_ps", "bead_equilibration_ps", "lambda_v")
+_FROM_ZERO = (
+    "melt_ps",
+    "equilibration_ps",
+    "frame_equilibration_ps",
+    "bead_equilibration_ps",
+    "lambda_v",
+    "regularisation",
+)
 
 #: name -> what differs from the defaults of :class:`Settings`
 PRESETS = {
@@ -99,12 +110,11 @@ PRESETS = {
         "edge": 3,
         "melt_ps": 1.0,
         "equilibration_ps": 1.0,
-        "time_ps": 3.0,
-        "record_fs": 30.0,
-        "frames": 4,
-        "test_frames": 1,
-        "frame_ps": 0.25,
-        "frame_equilibration_ps": 0.05,
+        "time_ps": 4.0,
+        "record_fs": 25.0,
+        "frames": 8,
+        "test_frames": 2,
+        "frame_ps": 0.1,
         "steps": 60,
         "bead_equilibration_ps": 2.0,
         "bead_time_ps": 20.0,
@@ -113,9 +123,9 @@ PRESETS = {
     "long": {
         "densities": (0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25),
         "equilibration_ps": 15.0,
-        "time_ps": 80.0,
-        "frames": 40,
-        "test_frames": 4,
+        "time_ps": 100.0,
+        "frames": 100,
+        "test_frames": 10,
         "steps": 2000,
         "bead_equilibration_ps": 20.0,
         "bead_time_ps": 1000.0,
