@@ -15,9 +15,11 @@ from importlib import import_module
 import numpy as np
 import pytest
 from ase import units
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
 from ase.io import read
 
-from ase_nepcg import NEPModel, quickstart, read_dataset
+from ase_nepcg import Mapping, NEPModel, quickstart, read_dataset
 from ase_nepcg.cli import COMMANDS, Parser, main
 from ase_nepcg.quickstart import QuickstartError, stages
 from ase_nepcg.quickstart.commands import commands
@@ -129,6 +131,31 @@ def test_threads_and_workers(given, tmp_path):
     with pytest.raises(QuickstartError, match="expected a positive integer or None"):
         quickstart.quickstart(tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
+
+
+class Picky(LennardJones):
+    """Fails, or gives no number, for boxes below a volume."""
+
+    least, answer = 0.0, None
+
+    def calculate(self, *arguments, **keywords):
+        super().calculate(*arguments, **keywords)
+        if self.atoms.cell.volume < self.least:
+            if self.answer is None:
+                raise ValueError("cell too small")
+            self.results["forces"] = self.results["forces"] * self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [(None, "fails for the box at 1.8 g/cm³: cell too small"), (np.nan, "1.8 g/cm³ are not finite")]
+)
+def test_boxes_are_tried_before_anything_runs(tmp_path, answer, text):
+    argon = bulk("Ar", "sc", a=4.0) * 3
+    calculator = Picky(epsilon=0.01, sigma=3.4, rc=5.0)
+    calculator.least, calculator.answer = 0.99 * argon.cell.volume, answer
+    settings = quiet | {"atoms": argon, "calculator": calculator, "densities": (1.0, 1.8)}
+    with pytest.raises(QuickstartError, match=text):
+        quickstart.quickstart(tmp_path / "run", mapping=Mapping.from_groups([[k] for k in range(27)], "Ne"), **settings)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from ase.io import write
 # %%
 class Dimers(Calculator):
     implemented_properties = ("energy", "forces", "stress")
-    epsilon, sigma, cutoff = 37.3 * 8.617e-5, 3.31, 7.7  # eV, Å, Å
+    epsilon, sigma, cutoff = 37.3 * 8.617e-5, 3.31, 7.5  # eV, Å, Å
     spring, bond = 4.0, 1.1  # eV/Å², Å
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):

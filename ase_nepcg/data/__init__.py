@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["WATER_AA", "WATER_BEAD", "WATER_FRAMES", "make_water_bead", "water_beads", "water_box"]
+__all__ = ["WATER_AA", "WATER_BEAD", "WATER_CG", "WATER_FRAMES", "make_water_bead", "water_beads", "water_box"]
 
 #: one-type bead model: one bead per water molecule (random parameters, no physics)
 WATER_BEAD = str(Path(__file__).parent / "water_bead_nep4.txt")
 
 #: all-atom water (O, H), trained on a larger model
 WATER_AA = str(Path(__file__).parent / "water_aa.txt")
+
+#: the beads of that water at 330 K, one per molecule (label Ar), from ``nepcg quickstart --long``
+WATER_CG = str(Path(__file__).parent / "water_cg.txt")
 
 #: mean-force frames of water, one bead per molecule (label Ar): 20 x 64 beads, two at each of ten pressures up to 1 GPa
 WATER_FRAMES = str(Path(__file__).parent / "water_frames.xyz.xz")
@@ -53,8 +56,11 @@ def water_box(n: int = 4, density_g_cm3: float = 1.0, seed: int = 0):
     return Atoms("OHH" * n**3, positions=placed, cell=[edge] * 3, pbc=True)
 
 
-def water_beads(n: int = 8, seed: int = 0):
-    """``n^3`` beads WAT (18.015 u) at the density of water on a rattled cubic lattice: a periodic ``Atoms``."""
+def water_beads(n: int = 8, seed: int = 0, label: str = "WAT"):
+    """``n^3`` beads (18.015 u) at the density of water on a rattled cubic lattice: a periodic ``Atoms``.
+
+    ``label``: that of the model, "WAT" for :data:`WATER_BEAD`, "Ar" for :data:`WATER_CG`.
+    """
     import numpy as np
     from ase import Atoms
 
@@ -64,5 +70,5 @@ def water_beads(n: int = 8, seed: int = 0):
     lattice = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3) * spacing
     lattice += np.random.default_rng(seed).normal(scale=0.1, size=lattice.shape)
     atoms = Atoms(numbers=np.zeros(n**3, int), positions=lattice, cell=[n * spacing] * 3, pbc=True)
-    set_labels(atoms, "WAT", masses=18.015)
+    set_labels(atoms, label, masses=18.015)
     return atoms

@@ -25,7 +25,7 @@ from ..checkpoint import read_checkpoint, write_checkpoint
 from ..md import MD, Langevin
 from ..nepfile import write_atomically
 
-__all__ = ["Phase", "advance", "thermalised"]
+__all__ = ["Phase", "advance"]
 
 _KIND = "quickstart run"
 # checkpoints of a phase
@@ -53,15 +53,6 @@ class Phase:
 
     def seed_of(self, k: int) -> int:
         return int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0])
-
-
-def thermalised(atoms, temperature_K: float, seed) -> Atoms:
-    """A copy with the same calculator and velocities drawn at a temperature."""
-    copy = atoms.copy()
-    copy.calc = atoms.calc
-    scale = np.sqrt(units.kB * temperature_K * copy.get_masses())[:, None]
-    copy.set_momenta(np.random.default_rng(seed).normal(size=(len(copy), 3)) * scale)
-    return copy
 
 
 def advance(phase: Phase, starts) -> list:

@@ -12,9 +12,10 @@ from ase import units
 
 from .. import analysis
 from ..analysis.blocks import FrameAverage
+from ..analysis.runs import hot_copy
 from ..calculator import NEP
 from ..md import MD, Langevin
-from .dynamics import AseLangevin, thermalised
+from .dynamics import AseLangevin
 
 __all__ = ["BIN", "Comparison", "bins_up_to", "compare_rdf", "molecular_pressure", "ns_per_day"]
 
@@ -74,7 +75,7 @@ def ns_per_day(atoms, timestep_fs: float, temperature_K: float, friction_per_fs:
     Keys: ``ns_per_day``, ``spread`` (largest over smallest timing), ``us_per_site`` (µs per site and step),
     ``timestep_fs``, ``sites``.
     """
-    copy = thermalised(atoms, temperature_K, 0)
+    copy = hot_copy(atoms, temperature_K, 0)
     if isinstance(copy.calc, NEP):
         run = MD(copy, timestep_fs, Langevin(temperature_K, friction_per_fs), seed=0, progress=False).run
     else:

@@ -12,6 +12,7 @@ from ase import units
 from ase.io import Trajectory
 
 from ..analysis import read_frames
+from ..analysis.runs import hot_copy
 from ..calculator import NEP
 from ..configurations import strained
 from ..data import water_box
@@ -22,11 +23,11 @@ from ..meanforce.campaign import sample_many
 from ..nepfile import write_atomically
 from ..potential.threads import default_threads
 from ..training import train
-from .dynamics import Phase, advance, thermalised
+from .dynamics import Phase, advance
 from .folder import RunFolder
 from .measure import bins_up_to, compare_rdf, molecular_pressure, ns_per_day
 from .results import summary
-from .settings import Settings
+from .settings import QuickstartError, Settings
 from .system import System
 
 __all__ = ["STAGES", "Journey"]
@@ -83,7 +84,7 @@ class Journey:
                 box = system.atoms.copy()
                 if abs(change) > 1e-9:
                     [box] = strained(system.atoms, system.mapping, isotropic=change)
-            box.calc = None
+            self._try(box, density)
             boxes.append(box)
         self._write_frames("boxes.traj", boxes)
         system.mapping.write(self.folder.file("mapping.json"))
@@ -201,7 +202,7 @@ class Journey:
             for k, start in enumerate(starts):
                 start = start.copy()
                 start.calc = NEP(self.folder.file(file))
-                boxes.append(thermalised(start, s.temperature_K, [s.seed, k]))
+                boxes.append(hot_copy(start, s.temperature_K, [s.seed, k]))
             if s.bead_equilibration_ps:
                 boxes = self._advance_beads(f"{name}_equilibration", boxes, s.bead_equilibration_ps)
                 boxes = [box for box, _ in boxes]
@@ -240,12 +241,25 @@ class Journey:
 
     # --- helpers --------------------------------------------------------------------------------------------------
 
+    def _try(self, box, density: float) -> None:
+        """Refuse now what the calculator cannot do, and not after hours at another density."""
+        box.calc = self.system.calculator
+        try:
+            forces, stress = box.get_forces(), box.get_stress()
+        except Exception as error:
+            raise QuickstartError(
+                f"the calculator fails for the box at {density:g} g/cm³: {' '.join(str(error).split())}"
+            ) from error
+        if not (np.isfinite(forces).all() and np.isfinite(stress).all()):
+            raise QuickstartError(f"forces or stress of the box at {density:g} g/cm³ are not finite: do atoms overlap?")
+        box.calc = None
+
     def _advance(self, name, boxes, temperature_K, time_ps, record=0) -> list:
         s, starts = self.settings, []
         for k, box in enumerate(boxes):
             box.calc = self.system.calculator
             fresh = not box.has("momenta") or name == "melt"
-            starts.append(thermalised(box, temperature_K, [s.seed, k]) if fresh else box)
+            starts.append(hot_copy(box, temperature_K, [s.seed, k]) if fresh else box)
         phase = Phase(
             self.folder.path, name, s.timestep_fs, temperature_K, s.friction_per_fs,
             steps=round(1000.0 * time_ps / s.timestep_fs), seed=s.seed, record=record, threads=self.threads,

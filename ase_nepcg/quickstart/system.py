@@ -85,7 +85,7 @@ def make_system(atoms, calculator, mapping, settings: Settings) -> System:
 def default_densities(atoms) -> tuple:
     """Around the density of the structure, g/cm^3."""
     own = density_g_cm3(atoms)
-    return tuple(float(f"{factor * own:.6g}") for factor in FACTORS)
+    return tuple(float(f"{factor * own:.3g}") for factor in FACTORS)
 
 
 def _digest(atoms) -> str:
