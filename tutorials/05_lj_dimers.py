@@ -3,7 +3,7 @@
 #
 # `nepcg quickstart` does for any liquid what it does for water, with any ASE calculator that gives forces and stress.
 # Here: dimers of Lennard-Jones atoms on a spring (as nitrogen, but with a soft bond, so that the atoms can take steps
-# of 4 fs), one bead per dimer, with a calculator of forty lines. The same from a shell, with this file as it is:
+# of 4 fs), one bead per dimer, with a calculator of fifty lines. The same from a shell, with this file as it is:
 #
 #     python 05_lj_dimers.py --box
 #     nepcg quickstart --structure dimers.xyz --calculator 05_lj_dimers.py:Dimers --folder dimers --name "LJ dimers" \
@@ -17,6 +17,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.io import write
+from ase.stress import full_3x3_to_voigt_6_stress
+from numba import njit
 
 # %% [markdown]
 # ## The calculator
@@ -27,42 +29,53 @@ from ase.io import write
 
 
 # %%
+EPSILON, SIGMA, CUTOFF = 37.3 * 8.617e-5, 3.31, 7.5  # eV, Å, Å
+SPRING, BOND = 4.0, 1.1  # eV/Å², Å
+
+
+@njit
+def lennard_jones(r):
+    """Energy and slope."""
+    s6 = (SIGMA / r) ** 6
+    return 4 * EPSILON * (s6 * s6 - s6), -24 * EPSILON * (2 * s6 * s6 - s6) / r
+
+
+@njit
+def sum_over_pairs(x, edge):
+    """Energy, forces (N, 3) and virial (3, 3)."""
+    energy, forces, virial = 0.0, np.zeros_like(x), np.zeros((3, 3))
+    last, last_slope = lennard_jones(CUTOFF)
+    for i in range(len(x)):
+        for j in range(i + 1, len(x)):
+            d = x[j] - x[i]
+            d -= edge * np.round(d / edge)
+            r = np.sqrt((d * d).sum())
+            if i % 2 == 0 and j == i + 1:
+                pair, slope = 0.5 * SPRING * (r - BOND) ** 2, SPRING * (r - BOND)
+            elif r < CUTOFF:
+                pair, slope = lennard_jones(r)
+                pair, slope = pair - last - last_slope * (r - CUTOFF), slope - last_slope
+            else:
+                continue
+            energy += pair
+            pull = slope / r * d
+            forces[i] += pull
+            forces[j] -= pull
+            virial -= np.outer(d, pull)
+    return energy, forces, virial
+
+
 class Dimers(Calculator):
     implemented_properties = ("energy", "forces", "stress")
-    epsilon, sigma, cutoff = 37.3 * 8.617e-5, 3.31, 7.5  # eV, Å, Å
-    spring, bond = 4.0, 1.1  # eV/Å², Å
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        x, edge = self.atoms.positions, self.atoms.cell.lengths()
-        if not self.atoms.cell.orthorhombic or not self.atoms.pbc.all() or edge.min() < 2 * self.cutoff:
-            raise ValueError(f"expected a periodic orthorhombic cell with edges of at least {2 * self.cutoff} Å")
-        i, j = np.triu_indices(len(x), 1)
-        bound = (i % 2 == 0) & (j == i + 1)
-        d = x[j] - x[i]
-        d -= edge * np.round(d / edge)
-        r = np.linalg.norm(d, axis=1)
-        near = bound | (r < self.cutoff)
-        i, j, d, r, bound = i[near], j[near], d[near], r[near], bound[near]
-        energy, slope = self._pair(r)
-        at_cutoff, slope_there = self._pair(self.cutoff)
-        energy, slope = energy - at_cutoff - slope_there * (r - self.cutoff), slope - slope_there
-        energy = np.where(bound, 0.5 * self.spring * (r - self.bond) ** 2, energy)
-        slope = np.where(bound, self.spring * (r - self.bond), slope)
-        pull = (slope / r)[:, None] * d
-        forces = np.zeros_like(x)
-        np.add.at(forces, i, pull)
-        np.add.at(forces, j, -pull)
-        stress = d.T @ pull / self.atoms.cell.volume
-        self.results = {
-            "energy": energy.sum(),
-            "forces": forces,
-            "stress": stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]],
-        }
-
-    def _pair(self, r):
-        s6 = (self.sigma / r) ** 6
-        return 4 * self.epsilon * (s6**2 - s6), -24 * self.epsilon * (2 * s6**2 - s6) / r
+        cell = self.atoms.cell
+        if not cell.orthorhombic or not self.atoms.pbc.all() or cell.lengths().min() < 2 * CUTOFF:
+            raise ValueError(f"expected a periodic orthorhombic cell with edges of at least {2 * CUTOFF} Å")
+        energy, forces, virial = sum_over_pairs(self.atoms.positions, cell.lengths())
+        stress = full_3x3_to_voigt_6_stress(-virial / cell.volume)
+        self.results = {"energy": energy, "forces": forces, "stress": stress}
 
 
 # %% [markdown]
@@ -76,7 +89,7 @@ def box(n=4, density_g_cm3=0.75, seed=1):
     edge = n * (2 * 14.007 / 0.60221 / density_g_cm3) ** (1 / 3)
     centres = (np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3) + 0.5) * edge / n
     arms = np.random.default_rng(seed).normal(size=(n**3, 3))
-    arms *= 0.5 * Dimers.bond / np.linalg.norm(arms, axis=1)[:, None]
+    arms *= 0.5 * BOND / np.linalg.norm(arms, axis=1)[:, None]
     positions = np.stack([centres - arms, centres + arms], axis=1).reshape(-1, 3)
     return Atoms(f"N{2 * n**3}", positions=positions, cell=[edge] * 3, pbc=True)
 
