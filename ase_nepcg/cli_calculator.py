@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -108,10 +109,14 @@ def make_calculator(args):
 
 
 def calculator_options(args) -> str:
-    """The options as they are given in a shell."""
+    """The options as they are given in a shell, from any folder."""
     import shlex
 
-    words = ["--model", args.model] if args.model is not None else ["--calculator", args.calculator]
+    if args.model is not None:
+        words = ["--model", os.path.abspath(args.model)]
+    else:
+        path, colon, name = args.calculator.rpartition(":")
+        words = ["--calculator", f"{os.path.abspath(path)}:{name}" if colon else args.calculator]
     for key, value in args.calculator_option:
         words += ["--calculator-option", f"{key}={value}"]
     return shlex.join(words)
@@ -124,8 +129,13 @@ def _from_file(path: str, name: str):
         pass
     # processes that get the calculator must find its class in a module of this name
     sys.path.insert(0, str(Path(path).resolve().parent))
-    if importlib.util.find_spec(stem) is None or not Path(path).samefile(importlib.util.find_spec(stem).origin):
-        raise CalculatorFileError(f"{path}: there is another module called {stem}; rename the file")
+    importlib.invalidate_caches()
+    spec = None if "." in stem else importlib.util.find_spec(stem)
+    if spec is None or not os.path.exists(spec.origin or "") or not Path(path).samefile(spec.origin):
+        sys.path.pop(0)
+        raise CalculatorFileError(
+            f"{path}: there is another module called {stem}, or no module can have that name; rename the file"
+        )
     try:
         module = import_module(stem)
     except Exception as error:
@@ -135,7 +145,10 @@ def _from_file(path: str, name: str):
         raise CalculatorFileError(f"{path}: has no {name!r}; {closest(name, known)}")
     found = getattr(module, name)
     if callable(found):
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            raise CalculatorFileError(f"{path}: {name}() fails ({type(error).__name__}: {error})") from error
     if not hasattr(found, "get_property"):
         raise CalculatorFileError(f"{path}:{name}: expected an ASE calculator, got {type(found).__name__}")
     return found

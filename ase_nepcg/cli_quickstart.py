@@ -73,19 +73,23 @@ class Quickstart:
     @staticmethod
     def run(args) -> int:
         from .cli import UsageError
+        from .quickstart.settings import Settings
 
+        given = {name.replace("-", "_") for name in _SETTINGS} & set(vars(args))
+        args.temperature_K = getattr(args, "temperature_K", Settings.temperature_K)
         check_calculator_usage(args, needed=args.structure is not None)
         atoms = mapping = calculator = None
         if args.structure is None:
             if args.model is not None or args.calculator is not None:
                 raise UsageError("--model and --calculator go with --structure")
+            if args.mapping != ("molecules", None) or args.species is not None or args.atomistic is not None:
+                raise UsageError("--mapping, --species and --atomistic go with --structure")
         else:
             atoms = read_structure(args.structure)
             calculator = make_calculator(args)
             mapping = make_mapping(args, atoms)
         from .quickstart import quickstart
 
-        given = {name.replace("-", "_") for name in _SETTINGS} & set(vars(args))
         try:
             quickstart(
                 args.folder,

@@ -96,10 +96,13 @@ def test_files_that_give_no_calculator(file, name, content, text):
 
 
 def test_names_of_other_modules(tmp_path):
-    path = tmp_path / "json.py"
-    path.write_text(FILE)
-    with pytest.raises(CalculatorFileError, match="another module called json; rename the file"):
-        make_calculator(parsed(["--calculator", f"{path}:Mine"]))
+    before = list(sys.path)
+    for name in ("json.py", "time.py", "a.b.py"):
+        path = tmp_path / name
+        path.write_text(FILE)
+        with pytest.raises(CalculatorFileError, match="another module called .*; rename the file"):
+            make_calculator(parsed(["--calculator", f"{path}:Mine"]))
+    assert sys.path == before
     with pytest.raises(FileNotFoundError, match=r"none\.py"):
         make_calculator(parsed(["--calculator", f"{tmp_path / 'none.py'}:Mine"]))
 

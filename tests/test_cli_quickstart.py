@@ -63,8 +63,10 @@ def test_own_system(asked, tmp_path, capsys):
         ("--seed 1.5", "--seed: expected an integer"),
         ("--model nep.txt", "--model and --calculator go with --structure"),
         ("--structure box.xyz", "where do the forces come from"),
+        ("--species Ne", "--mapping, --species and --atomistic go with --structure"),
+        ("--mapping blocks:3", "go with --structure"),
         ("--cutoff 5", "expected 2 arguments"),
-        ("--calculator lj --calculator-option epsilon=x --structure b", "lj"),
+        ("--calculator lj --calculator-option epsilon=x --structure b", "option epsilon: expected a number, got 'x'"),
     ],
 )
 def test_wrong_usage(asked, words, text, capsys, tmp_path, monkeypatch):

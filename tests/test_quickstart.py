@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import import_module
 
@@ -126,6 +128,50 @@ def test_disk_full_loses_nothing(journey, tiny, tmp_path, monkeypatch):
     assert plain(quickstart.quickstart(tmp_path / "run", **quiet, **tiny)) == plain(numbers)
 
 
+def test_interrupted_training_is_not_finished(journey, tiny, tmp_path, monkeypatch):
+    _, numbers, _ = journey
+    train = stages.train
+
+    def interrupted(*arguments, **settings):
+        result = train(*arguments, **settings | {"steps": 2})
+        return replace(result, reason="interrupted")
+
+    monkeypatch.setattr(stages, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.quickstart(tmp_path / "run", **quiet, **tiny)
+    assert not (tmp_path / "run" / "nep.txt").exists()
+    monkeypatch.undo()
+    assert plain(quickstart.quickstart(tmp_path / "run", **quiet, **tiny)) == plain(numbers)
+
+
+def test_calculators_that_change_are_refused(tmp_path, tiny, monkeypatch):
+    argon = bulk("Ar", "sc", a=4.0) * 3
+    settings = quiet | {"atoms": argon, "mapping": Mapping.from_groups([[k] for k in range(27)], "Ne")}
+    calculator = Picky(epsilon=0.01, sigma=3.4, rc=5.0)
+    monkeypatch.setattr(stages.Journey, "atomistic", lambda self: 1 / 0)
+    argon.rattle(0.1)
+    with pytest.raises(ZeroDivisionError):
+        quickstart.quickstart(tmp_path / "run", calculator=calculator, **settings)
+    # what no name and no file tells
+    calculator.least, calculator.answer = 1e9, 1.001
+    with pytest.raises(FolderError, match="a calculator of other forces"):
+        quickstart.quickstart(tmp_path / "run", calculator=calculator, **settings)
+
+
+def test_calculators_that_cannot_be_sent(tmp_path):
+    calculator = Picky(epsilon=0.01, sigma=3.4, rc=5.0)
+    calculator.lock = threading.Lock()
+    argon = bulk("Ar", "sc", a=4.0) * 3
+    mapping = Mapping.from_groups([[k] for k in range(27)], "Ne")
+    with pytest.raises(QuickstartError, match=r"Picky cannot be sent to worker processes .*use workers=1"):
+        quickstart.quickstart(tmp_path / "run", atoms=argon, calculator=calculator, mapping=mapping)
+    with pytest.raises(QuickstartError, match="edge: is for the embedded water"):
+        quickstart.quickstart(tmp_path / "run", atoms=argon, calculator=calculator, mapping=mapping, edge=3)
+    with pytest.raises(QuickstartError, match="expected Atoms, got str"):
+        quickstart.quickstart(tmp_path / "run", atoms="box.xyz")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("given", [{"workers": 0}, {"threads": 1.5}])
 def test_threads_and_workers(given, tmp_path):
     with pytest.raises(QuickstartError, match="expected a positive integer or None"):
@@ -194,7 +240,7 @@ def made_up(deviation=0.02, halves=0.01, off=0.0, error=0.005):
     kT = units.kB * 300 / volume / units.GPa
     return {
         "boxes": {"atoms": 300, "sites": 100, "volumes_A3": [volume]},
-        "atomistic": {"pressure_GPa": [0.1], "pressure_error": [0.003]},
+        "atomistic": {"pressure_GPa": [0.1], "pressure_error": [0.003], "pressure_reliable": [True]},
         "beads": {
             "rdf": [{"deviation": deviation, "halves": halves}],
             "corrected": {"pressure_GPa": [0.1 + off], "pressure_error": [error]},

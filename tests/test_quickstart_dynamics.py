@@ -12,6 +12,7 @@ from ase_nepcg.analysis.runs import hot_copy
 from ase_nepcg.data import WATER_BEAD, water_beads
 from ase_nepcg.md import Thermo
 from ase_nepcg.md.batch import Batch
+from ase_nepcg.quickstart import QuickstartError
 from ase_nepcg.quickstart.dynamics import Phase, advance
 
 
@@ -107,6 +108,22 @@ def test_runs_by_ase(tmp_path, lives):
     finally:
         Mortal.left = None
     assert_same(killed, whole, advance(phase(killed), crystals()), expected)
+
+
+def test_every_phase_has_noise_of_its_own(tmp_path):
+    """Repeated noise would give the total momentum the same path in phases that follow each other."""
+    phases = [Phase(tmp_path, name, 2.0, 300.0, 0.01, 100, 1) for name in ("equilibration", "atomistic")]
+    seeds = [one.seed_of(k) for one in phases for k in range(3)]
+    assert len(set(seeds)) == 6
+    assert seeds == [one.seed_of(k) for one in phases for k in range(3)]
+
+
+def test_explosions_are_not_recorded(tmp_path):
+    gold = crystals()[0]
+    gold.set_momenta(30 * gold.get_momenta())
+    with pytest.raises(QuickstartError, match=r"K after step 4 of a run at 300 K; the time step of 2 fs is too long"):
+        advance(phase(tmp_path), [gold])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_temperature_of_both_kinds(tmp_path):

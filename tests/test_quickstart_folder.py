@@ -24,13 +24,36 @@ def test_numbers_come_back_to_the_last_bit(tmp_path):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    with RunFolder(tmp_path / "run", SETTINGS):
-        pass
+    with RunFolder(tmp_path / "run", SETTINGS) as folder:
+        folder.finish("stage", {})
     with pytest.raises(FolderError, match=r"temperature_K was 300.0, now 310.0\); give the same ones"):
         RunFolder(tmp_path / "run", SETTINGS | {"temperature_K": 310.0}).__enter__()
     # and the folder is free again
     with RunFolder(tmp_path / "run", SETTINGS):
         pass
+
+
+def test_settings_may_change_until_something_is_finished(tmp_path):
+    with RunFolder(tmp_path / "run", SETTINGS):
+        pass
+    with RunFolder(tmp_path / "run", SETTINGS | {"temperature_K": 310.0}) as folder:
+        assert json.loads(folder.file("settings.json").read_text())["temperature_K"] == 310.0
+
+
+def test_killed_while_it_wrote(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".nepcg-0123456789abcdef.tmp").write_text("half of")
+    with RunFolder(tmp_path / "run", SETTINGS) as folder:
+        assert sorted(path.name for path in folder.path.iterdir()) == ["quickstart.lock", "settings.json"]
+
+
+def test_other_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with RunFolder("run", SETTINGS) as folder:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        folder.finish("stage", {})
+    assert (tmp_path / "run" / "stage.done.json").exists()
 
 
 def test_folders_of_others_are_left_alone(tmp_path):

@@ -20,7 +20,7 @@ def test_pressure_of_an_ideal_gas():
         frame = gas(30, seed)
         frame.calc = SinglePointCalculator(frame, forces=np.zeros((30, 3)), stress=np.zeros(6))
         frames.append(frame)
-    pressure, error = molecular_pressure(frames, Mapping.from_atoms(frames[0]), 250.0)
+    pressure, error, _ = molecular_pressure(frames, Mapping.from_atoms(frames[0]), 250.0)
     assert np.isclose(pressure, 30 * units.kB * 250 / 12**3 / units.GPa)
     assert error == pytest.approx(0, abs=1e-12)
 
@@ -41,9 +41,33 @@ def test_rigid_pressure_is_that_of_the_sites():
         )
         frames.append(atoms)
     mapping = Mapping.from_groups([[k, k + 8] for k in range(8)], "Ne")
-    pressure, error = molecular_pressure(frames, mapping, 300.0)
+    pressure, error, _ = molecular_pressure(frames, mapping, 300.0)
     assert np.isclose(pressure, 8 * units.kB * 300 / 12**3 / units.GPa)
     assert error == pytest.approx(0, abs=1e-12)
+
+
+def test_pairs_are_those_of_the_beads():
+    """Whatever the order in which species appear, or stand in the model."""
+    rng = np.random.default_rng(1)
+    frames = [
+        Atoms("Ne20Ar30", np.concatenate([rng.random((20, 3)) * 3, rng.random((30, 3)) * 12]), cell=[12] * 3, pbc=True)
+        for _ in range(20)
+    ]
+    other = [frame[np.r_[20:50, 0:20]] for frame in frames]
+    assert compare_rdf(frames, analysis.rdf(other, 5.0, 50)).deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_a_correlated_series_is_not_reliable():
+    rng = np.random.default_rng(2)
+    found = []
+    for length in (1, 40):
+        frames = []
+        for value in np.repeat(rng.normal(size=120 // length), length):
+            frame = gas(4, 0)
+            frame.calc = SinglePointCalculator(frame, forces=np.zeros((4, 3)), stress=[value, 0, 0, 0, 0, 0])
+            frames.append(frame)
+        found.append(molecular_pressure(frames, Mapping.from_atoms(frames[0]), 300.0)[2])
+    assert found == [True, False]
 
 
 def test_deviations():

@@ -2,14 +2,15 @@
 
 With :class:`~ase_nepcg.NEP` calculators all runs of a phase advance together (``MD.batch``), each with its own
 checkpoint; with others, one after the other by ASE's Langevin driver, whose state is kept here. Either way a run that
-was interrupted ends with the same bits as one that was not, if the calculator's forces depend on positions only.
+was interrupted ends with the same bits as one that was not, if the calculator's forces depend on positions only
+(to the last bit they also depend on neighbour lists that some calculators keep for several steps).
 """
 
 from __future__ import annotations
 
 import io
 import json
-from copy import deepcopy
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,15 @@ from ..calculator import NEP
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..md import MD, Langevin
 from ..nepfile import write_atomically
+from .settings import QuickstartError
 
 __all__ = ["Phase", "advance"]
 
 _KIND = "quickstart run"
-# checkpoints of a phase
-_PARTS = 10
+# checkpoints of a phase, and seconds after which there is one in any case
+_PARTS, _SECONDS = 10, 60.0
+# times the temperature wanted
+_TOO_HOT = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Phase:
         return self.folder / f"{self.name}_{k}{suffix}"
 
     def seed_of(self, k: int) -> int:
-        return int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0])
+        # of its own in every phase: noise that repeats itself would drive two phases alike
+        return int(np.random.SeedSequence([self.seed, k, *self.name.encode()]).generate_state(1)[0])
 
 
 def advance(phase: Phase, starts) -> list:
@@ -69,7 +74,14 @@ def _compiled(phase: Phase, starts) -> list:
     runs = []
     for k, start in enumerate(starts):
         path = phase.file(k, ".npz")
-        calc = NEP(start.calc.model, threads=phase.threads, temperature_K=start.calc.parameters.temperature_K)
+        own = start.calc.parameters
+        calc = NEP(
+            start.calc.model,
+            device=own.device,
+            precision=own.precision,
+            threads=phase.threads or own.threads,
+            temperature_K=own.temperature_K,
+        )
         if path.exists():
             runs.append(MD.restart(path, calc=calc, progress=phase.progress))
             continue
@@ -107,7 +119,7 @@ def _by_ase(phase: Phase, k: int, start) -> Atoms:
     """One run with ASE's driver."""
     path = phase.file(k, ".npz")
     atoms = start.copy()
-    atoms.calc = deepcopy(start.calc)
+    atoms.calc = start.calc
     rng = np.random.default_rng(phase.seed_of(k))
     step, frames = 0, {"positions": [], "momenta": [], "forces": [], "stress": []}
     if path.exists():
@@ -127,6 +139,7 @@ def _by_ase(phase: Phase, k: int, start) -> Atoms:
     )
     part = max(1, phase.steps // _PARTS)
     stride = phase.record or part
+    written = time.monotonic()
 
     def keep():
         if phase.record:
@@ -145,7 +158,9 @@ def _by_ase(phase: Phase, k: int, start) -> Atoms:
             step = target
             if step % stride == 0:
                 keep()
-            if step % part == 0 or step == phase.steps:
+            if step % part == 0 or step == phase.steps or time.monotonic() - written > _SECONDS:
+                _refuse_nonsense(phase, k, step, atoms)
+                written = time.monotonic()
                 now = {"now_positions": atoms.positions, "now_momenta": atoms.get_momenta()}
                 stacked = {name: np.array(values) for name, values in frames.items()}
                 state = json.dumps(rng.bit_generator.state)
@@ -153,6 +168,16 @@ def _by_ase(phase: Phase, k: int, start) -> Atoms:
     if phase.record:
         _write_frames(phase.file(k, ".traj"), atoms, frames, phase)
     return atoms
+
+
+def _refuse_nonsense(phase: Phase, k: int, step: int, atoms) -> None:
+    """Raise :class:`QuickstartError` for a run that has exploded; its older checkpoint stays."""
+    temperature = atoms.get_temperature()
+    if not np.isfinite(atoms.positions).all() or not temperature < _TOO_HOT * phase.temperature_K:
+        raise QuickstartError(
+            f"{phase.name}, box {k}: {temperature:.4g} K after step {step} of a run at {phase.temperature_K:g} K; the "
+            f"time step of {phase.timestep_fs:g} fs is too long, or atoms overlap at the start"
+        )
 
 
 class _Normal:
@@ -168,7 +193,8 @@ class _Normal:
 def _write_frames(path: Path, atoms, frames: dict, phase: Phase) -> None:
     images = []
     for positions, momenta, forces, stress in zip(*frames.values(), strict=True):
-        image = Atoms(atoms.numbers, positions=positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses())
+        image = atoms.copy()
+        image.set_positions(positions)
         image.set_momenta(momenta)
         image.calc = SinglePointCalculator(image, forces=forces, stress=stress)
         images.append(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from ..nepfile import write_atomically
 __all__ = ["FolderError", "RunFolder"]
 
 _SETTINGS, _LOCK, _DONE = "settings.json", "quickstart.lock", "done"
+# what write_atomically calls a file that is not complete
+_TEMPORARY = ".nepcg-*.tmp"
 
 
 class FolderError(NepCGError, ValueError):
@@ -30,14 +33,15 @@ class RunFolder:
     """
 
     def __init__(self, path, settings: dict):
-        self.path, self._settings = Path(path), settings
+        # a calculator may change the working directory
+        self.path, self._settings = Path(path).resolve(), settings
 
     def __enter__(self) -> RunFolder:
         path = self.path
         if path.exists() and not path.is_dir():
             raise FolderError(f"{path}: expected a folder, that is a file; choose another name")
         known = path / _SETTINGS
-        if path.is_dir() and not known.exists() and any(name not in (_LOCK,) for name in os.listdir(path)):
+        if path.is_dir() and not known.exists() and any(not _ours(name) for name in os.listdir(path)):
             raise FolderError(f"{path}: there are files in it, but not those of a quickstart; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         self._lock = locked(
@@ -55,7 +59,10 @@ class RunFolder:
         self._lock.__exit__(*error)
 
     def _check(self, known: Path) -> None:
-        if not known.exists():
+        for debris in self.path.glob(_TEMPORARY):
+            # of a run that was killed while it wrote: we have the lock
+            debris.unlink()
+        if not known.exists() or not any(self.path.glob(f"*.{_DONE}.json")):
             write_atomically(known, _json(self._settings))
             return
         try:
@@ -88,6 +95,10 @@ class RunFolder:
         text = _json(numbers)
         write_atomically(self.path / f"{stage}.{_DONE}.json", text)
         return json.loads(text)
+
+
+def _ours(name: str) -> bool:
+    return name == _LOCK or fnmatch(name, _TEMPORARY)
 
 
 def _json(numbers: dict) -> str:

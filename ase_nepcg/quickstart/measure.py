@@ -15,6 +15,7 @@ from ..analysis.blocks import FrameAverage
 from ..analysis.runs import hot_copy
 from ..calculator import NEP
 from ..md import MD, Langevin
+from ..md.observers.base import standard_errors
 from .dynamics import AseLangevin
 
 __all__ = ["BIN", "Comparison", "bins_up_to", "compare_rdf", "molecular_pressure", "ns_per_day"]
@@ -23,8 +24,9 @@ __all__ = ["BIN", "Comparison", "bins_up_to", "compare_rdf", "molecular_pressure
 BIN = 0.1
 
 
-def molecular_pressure(frames, mapping, temperature_K: float) -> tuple[float, float]:
-    """Pressure and its standard error in GPa from all-atom frames with forces and stress.
+def molecular_pressure(frames, mapping, temperature_K: float) -> tuple[float, float, bool]:
+    """Pressure, its standard error in GPa, and whether this is more than a lower bound (the run is long compared with
+    the slowest correlation), from all-atom frames with forces and stress.
 
     ``P V = n kT + tr W_mol / 3``: the sites' ideal gas and the molecular estimator of their virial
     (:meth:`~ase_nepcg.Mapping.virial`), which has the average of the atoms' own pressure and a sixth of its scatter.
@@ -35,7 +37,8 @@ def molecular_pressure(frames, mapping, temperature_K: float) -> tuple[float, fl
         virial = mapping.virial(frame, frame.get_forces(), -volume * frame.get_stress(voigt=False), temperature_K)
         pressure = (len(mapping) * units.kB * temperature_K + np.trace(virial) / 3.0) / volume
         average.add(np.array([pressure / units.GPa]))
-    return float(average.mean[0]), float(average.error()[0])
+    error, reliable = standard_errors(average.blocks())
+    return float(average.mean[0]), float(error[0]), bool(reliable[0])
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def compare_rdf(frames, beads) -> Comparison:
     """
     bins, middle = len(beads.r), len(frames) // 2
     r_max = float(beads.r[-1] + beads.r[0])
-    whole, first, second = (analysis.rdf(part, r_max, bins) for part in (frames, frames[:middle], frames[middle:]))
+    whole, first, second = (
+        analysis.rdf(part, r_max, bins, pairs=beads.pairs) for part in (frames, frames[:middle], frames[middle:])
+    )
     return Comparison(whole, beads, _deviation(whole.g, beads.g), _deviation(first.g, second.g))
 
 

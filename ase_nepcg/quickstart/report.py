@@ -75,8 +75,9 @@ def _checks(numbers, s) -> str:
         word = '<span class="kept">kept</span>' if check.kept else '<span class="missed">missed</span>'
         rows.append((escape(check.what), escape(check.value), escape(check.limit), word))
     note = (
-        "<p>Numbers in brackets are standard errors, in units of the last digit; σ is that of the difference. A run "
-        "that is too short for an error has none, and misses.</p>"
+        "<p>Numbers in brackets are standard errors, in units of the last digit; σ is that of the difference. Errors "
+        "of runs that are short compared with their slowest correlation are lower bounds (marked in the table of "
+        "pressures); a run too short for any error has none, and misses.</p>"
     )
     return _table(("quantity", "value", "limit", ""), rows) + note
 
@@ -101,8 +102,15 @@ def _parity(numbers, s) -> str:
     text = (
         f"<p>The gray band is as wide as the error bars of the reference. Each configuration was sampled for "
         f"{s.frame_ps:g} ps; error bars of {frames['unreliable']} of {frames['train'] + frames['test']} of them are "
-        "lower bounds, since a run that short does not see its slowest correlation. Both models saw the same forces; "
-        "virials of the second one lack the term (N − n) kT.</p>"
+        "lower bounds, since a run that short does not see its slowest correlation. Test configurations are from the "
+        "end of each all-atom run, training ones from before. "
+        + (
+            f"The two estimators of the virial differ by {frames['virial_pull']:.1f} of their errors (median; about 1 "
+            "in equilibrium). "
+            if frames["virial_pull"] is not None
+            else ""
+        )
+        + "Both models saw the same forces; virials of the second one lack the term (N − n) kT.</p>"
     )
     return _table(header, rows) + text
 
@@ -122,13 +130,14 @@ def _pressure(numbers, s) -> str:
     rows = []
     for k, density in enumerate(s.densities):
         texts = [
-            with_error(one["pressure_GPa"][k], _number(one["pressure_error"][k]))
+            with_error(one["pressure_GPa"][k], one["pressure_error"][k]) + "*" * (not one["pressure_reliable"][k])
             for one in (atoms, beads["corrected"], beads["uncorrected"])
         ]
         rows.append((f"{density:g}", *texts, with_error(*off[k]), f"{-expected[k]:.3f}"))
     header = ("density (g/cm³)", "atoms (GPa)", "beads (GPa)", "beads, virial not corrected (GPa)")
     header += ("their difference from the atoms", "−(N − n) kT/V")
     text = (
+        "<p>* The run is short compared with its slowest correlation: the error is a lower bound.</p>"
         "<p>Averaging over the atoms removes their part of the ideal gas, (N − n) kT/V, from the pressure; the virials "
         "that the beads are trained on must make up for it. Where they do not, the pressure is too low by about as "
         "much: not exactly, since the same forces also pull the model towards the right pressure.</p>"
@@ -152,19 +161,21 @@ def _speed(numbers, s) -> str:
     factors = " × ".join(f"{value:.3g} ({name})" for name, value in speed_factors(numbers).items())
     ratio = speed["beads"]["ns_per_day"] / speed["atoms"]["ns_per_day"]
     header = ("", "sites", "time step (fs)", "µs per site and step", "ns/day", "slowest / fastest of three")
-    text = f"<p>{ratio:.3g} = {escape(factors)}; {speed['threads']} threads, the same volume.</p>"
+    driver = "" if speed["compiled"] else "; the atoms by ASE's driver and their own calculator"
+    text = f"<p>{ratio:.3g} = {escape(factors)}; NEP models on {speed['threads']} threads{driver}; the same volume.</p>"
     return _table(header, rows) + text
 
 
 def _stages(numbers, s, commands, command) -> str:
     parts = [f"<p>All of it:</p><pre>{escape(command)}</pre>"]
     for stage, title in STAGES.items():
-        parts.append(f"<h3>{escape(title)} ({numbers[stage]['seconds']:.0f} s)</h3>")
+        parts.append(f"<h3>{escape(title)} ({numbers[stage]['seconds']:.0f} s, if it was not interrupted)</h3>")
         if commands.get(stage):
             parts.append(f"<pre>{escape(chr(10).join(commands[stage]))}</pre>")
     parts.append(
         f"<p>ase_nepcg {escape(__version__)}, Python {escape(platform.python_version())}, "
-        f"{escape(platform.machine())}. Commands are given inside the folder of this report.</p>"
+        f"{escape(platform.machine())}. Commands are given inside the folder of this report; those of the "
+        "all-atom runs and of the beads do the main part, without what comes before it.</p>"
     )
     return "\n".join(parts)
 
@@ -174,10 +185,6 @@ def _table(header, rows) -> str:
     lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _number(value) -> float:
-    return float("nan") if value is None else value
 
 
 _TABLES = {"parity": _parity, "rdf": _rdf, "pressure": _pressure, "speed": _speed}

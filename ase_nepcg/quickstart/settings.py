@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields, replace
 
-from ..errors import NepCGError, closest, is_integer, is_number
+from ..errors import ModelError, NepCGError, closest, is_integer, is_number
+from ..model import NEPModel
 
 __all__ = ["PRESETS", "QuickstartError", "Settings", "settings_of"]
 
@@ -63,21 +64,33 @@ class Settings:
             if field.name == "densities":
                 object.__setattr__(self, "densities", _densities(value))
             elif field.name in ("cutoff", "n_max"):
-                object.__setattr__(self, field.name, tuple(value))
+                try:
+                    value = tuple(value)
+                except TypeError:
+                    raise QuickstartError(f"{field.name}: expected two numbers, got {value!r}") from None
+                if len(value) != 2 or not all(is_number(number) for number in value):
+                    raise QuickstartError(f"{field.name}: expected two numbers, got {value!r}")
+                object.__setattr__(self, field.name, value)
             elif field.name in _COUNTS:
                 least = _COUNTS[field.name]
-                if not is_integer(value) or value < least:
+                if not is_integer(value) or not least <= value < 2**31:
                     raise QuickstartError(f"{field.name}: expected an integer of at least {least}, got {value!r}")
             else:
                 least = 0.0 if field.name in _FROM_ZERO else math.nextafter(0.0, 1.0)
                 if not is_number(value) or not least <= value < math.inf:
                     kind = "a positive number" if least else "a number from 0"
                     raise QuickstartError(f"{field.name}: expected {kind}, got {value!r}")
+        if self.cutoff[1] > self.cutoff[0]:
+            raise QuickstartError(f"cutoff: expected the angular one at most the radial one, got {self.cutoff}")
+        try:
+            NEPModel.zeros(["Ar"], cutoff=self.cutoff, neurons=self.neurons, n_max=self.n_max)
+        except ModelError as error:
+            raise QuickstartError(f"no model can be made of cutoff, neurons and n_max: {error}") from None
         for name in ("time_ps", "frame_ps", "bead_time_ps"):
             step = self.bead_timestep_fs if name.startswith("bead") else self.timestep_fs
             if 1000.0 * getattr(self, name) < 64 * step:
                 raise QuickstartError(f"{name}: {getattr(self, name):g} ps are fewer than 64 steps of {step:g} fs")
-        records = math.floor(1000.0 * self.time_ps / self.record_fs)
+        records = int(1000.0 * self.time_ps / self.timestep_fs + 0.5) // self.record_steps
         if records < 16:
             raise QuickstartError(
                 f"record_fs: {self.record_fs:g} fs give {records} records in {self.time_ps:g} ps, expected 16 or more"
@@ -87,6 +100,11 @@ class Settings:
                 f"frames: {self.frames} + {self.test_frames} configurations are to be taken from {records} records "
                 f"(one every {self.record_fs:g} fs of {self.time_ps:g} ps)"
             )
+
+    @property
+    def record_steps(self) -> int:
+        """Steps between records of the all-atom runs."""
+        return max(1, round(self.record_fs / self.timestep_fs))
 
     def as_dict(self) -> dict:
         return asdict(self)

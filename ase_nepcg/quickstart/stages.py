@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 import warnings
 from dataclasses import asdict
@@ -18,13 +19,13 @@ from ..configurations import strained
 from ..data import water_box
 from ..dataset import FrameCalculator, read_dataset, write_dataset
 from ..dataset.results import stress_from_virial
-from ..md import RDF, Thermo
+from ..md import RDF, MDFailed, Thermo
 from ..meanforce.campaign import sample_many
 from ..nepfile import write_atomically
 from ..potential.threads import default_threads
 from ..training import train
 from .dynamics import Phase, advance
-from .folder import RunFolder
+from .folder import FolderError, RunFolder
 from .measure import bins_up_to, compare_rdf, molecular_pressure, ns_per_day
 from .results import summary
 from .settings import QuickstartError, Settings
@@ -61,6 +62,8 @@ class Journey:
         """All stages: {stage: numbers}."""
         for count, (stage, title) in enumerate(STAGES.items(), 1):
             found, began = self.folder.finished(stage), time.perf_counter()
+            if found is not None and stage == "boxes" and self.folder.finished("frames") is None:
+                self._check_calculator(found)
             self.tell(f"[{count}/{len(STAGES)}] {title}" + (" (finished before)" if found is not None else ""))
             if found is None:
                 numbers = getattr(self, stage)()
@@ -74,7 +77,7 @@ class Journey:
     # --- the stages -----------------------------------------------------------------------------------------------
 
     def boxes(self) -> dict:
-        boxes, system, s = [], self.system, self.settings
+        boxes, forces, system, s = [], [], self.system, self.settings
         for k, density in enumerate(s.densities):
             if system.atoms is None:
                 box = water_box(s.edge, density, s.seed + k)
@@ -84,7 +87,7 @@ class Journey:
                 box = system.atoms.copy()
                 if abs(change) > 1e-9:
                     [box] = strained(system.atoms, system.mapping, isotropic=change)
-            self._try(box, density)
+            forces.append(self._try(box, density))
             boxes.append(box)
         self._write_frames("boxes.traj", boxes)
         system.mapping.write(self.folder.file("mapping.json"))
@@ -95,20 +98,20 @@ class Journey:
             "sites": len(system.mapping),
             "labels": sorted(set(system.mapping.labels)),
             "volumes_A3": [box.cell.volume for box in boxes],
+            # tells whether a calculator is still the same
+            "rms_force": float(np.sqrt((forces[0] ** 2).mean())),
         }
 
     def atomistic(self) -> dict:
-        s, boxes = self.settings, self._frames("boxes.traj")
+        s, boxes = self.settings, [self.system.dressed(box) for box in self._frames("boxes.traj")]
         if s.melt_ps and self.system.melts:
             boxes = self._advance("melt", boxes, s.melt_K, s.melt_ps)
         if s.equilibration_ps:
             boxes = self._advance("equilibration", boxes, s.temperature_K, s.equilibration_ps)
-        record = max(1, round(s.record_fs / s.timestep_fs))
-        self._advance("atomistic", boxes, s.temperature_K, s.time_ps, record)
-        pressures = [
+        self._advance("atomistic", boxes, s.temperature_K, s.time_ps, s.record_steps)
+        return _columns(
             molecular_pressure(self._records(k), self.system.mapping, s.temperature_K) for k in range(len(boxes))
-        ]
-        return {"pressure_GPa": [p for p, _ in pressures], "pressure_error": [e for _, e in pressures]}
+        )
 
     def frames(self) -> dict:
         s, system = self.settings, self.system
@@ -116,11 +119,10 @@ class Journey:
         for k in range(len(s.densities)):
             records = self._records(k)
             count = s.frames + s.test_frames
-            # from the second on, evenly; the tests evenly among them
-            picked = np.round(np.linspace(1, len(records) - 1, count)).astype(int)
-            of_test = set(np.round((np.arange(s.test_frames) + 0.5) * count / s.test_frames - 0.5).astype(int).tolist())
-            for j, i in enumerate(picked.tolist()):
-                chosen["test" if j in of_test else "train"].append(records[i])
+            # evenly, without the first; the last ones are for tests
+            picked = np.round(np.linspace(1, len(records) - 1, count)).astype(int).tolist()
+            chosen["train"] += [records[i] for i in picked[: s.frames]]
+            chosen["test"] += [records[i] for i in picked[s.frames :]]
         snapshots = chosen["train"] + chosen["test"]
         self._write_frames("snapshots.traj", snapshots)
         with warnings.catch_warnings():
@@ -131,7 +133,7 @@ class Journey:
                 system.mapping,
                 calculator=system.calculator,
                 workers=self.workers,
-                threads=self.threads if self.workers == 1 else None,
+                threads=self.threads,
                 folder=self.folder.file("frames"),
                 temperature_K=s.temperature_K,
                 timestep_fs=s.timestep_fs,
@@ -165,7 +167,6 @@ class Journey:
             frames, test = (read_dataset(self.folder.file(part)) for part in DATA[name])
             training = train(
                 frames,
-                test=test,
                 cutoff=s.cutoff,
                 neurons=s.neurons,
                 n_max=s.n_max,
@@ -173,13 +174,15 @@ class Journey:
                 lambda_1=s.regularisation,
                 lambda_2=s.regularisation,
                 steps=s.steps,
-                patience=s.steps,
                 zbl="repulsive",
                 seed=s.seed,
                 threads=self.threads,
                 checkpoint=self.folder.file(f"training_{name}.npz"),
                 progress=self.progress,
             )
+            if training.reason == "interrupted":
+                # the checkpoint has it
+                raise KeyboardInterrupt
             training.model.write(self.folder.file(file))
             found[name] = {"train": training.report(), "test": training.report(test), "reason": training.reason}
             found[name]["steps"] = int(training.history.step[-1])
@@ -203,13 +206,23 @@ class Journey:
                 start = start.copy()
                 start.calc = NEP(self.folder.file(file))
                 boxes.append(hot_copy(start, s.temperature_K, [s.seed, k]))
-            if s.bead_equilibration_ps:
-                boxes = self._advance_beads(f"{name}_equilibration", boxes, s.bead_equilibration_ps)
-                boxes = [box for box, _ in boxes]
             observers = ((Thermo(), _SAMPLE), (RDF(r_max, bins), _SAMPLE))
-            ends = self._advance_beads(name, boxes, s.bead_time_ps, observers)
-            pressures = [thermo["pressure_GPa"] for _, (thermo, _) in ends]
-            found[name] = {"pressure_GPa": [p for p, _ in pressures], "pressure_error": [e for _, e in pressures]}
+            try:
+                if s.bead_equilibration_ps:
+                    boxes = self._advance_beads(f"{name}_equilibration", boxes, s.bead_equilibration_ps)
+                    boxes = [box for box, _ in boxes]
+                ends = self._advance_beads(name, boxes, s.bead_time_ps, observers)
+            except MDFailed as error:
+                if name == "corrected":
+                    raise
+                # a model that is there to be worse may be so bad that it cannot run
+                self.tell(f"      the model without the correction of the virial fails: {error}")
+                found[name] = _columns((math.nan, math.nan, False) for _ in starts)
+                continue
+            found[name] = _columns(
+                (*thermo["pressure_GPa"], bool(thermo.reliable[thermo.columns.index("pressure_GPa")]))
+                for _, (thermo, _) in ends
+            )
             if name == "corrected":
                 compared = [
                     compare_rdf([mapping.beads(frame) for frame in self._records(k)], rdf)
@@ -226,7 +239,7 @@ class Journey:
         repeat = max(1, round((_TIMED_ATOMS / len(atoms)) ** (1 / 3))) if fast else 1
         beads = system.mapping.beads(atoms)
         beads.calc = NEP(self.folder.file(MODELS["corrected"]))
-        found = {"threads": self.threads or default_threads()}
+        found = {"threads": self.threads or default_threads(), "compiled": fast}
         for name, one, step, friction in (
             ("atoms", atoms, s.timestep_fs, s.friction_per_fs),
             ("beads", beads, s.bead_timestep_fs, s.bead_friction_per_fs),
@@ -241,7 +254,18 @@ class Journey:
 
     # --- helpers --------------------------------------------------------------------------------------------------
 
-    def _try(self, box, density: float) -> None:
+    def _check_calculator(self, numbers: dict) -> None:
+        """Refuse a calculator that gives other forces than when the boxes were made, whatever it is called."""
+        box = self.system.dressed(self._frames("boxes.traj")[0])
+        forces = self._try(box, self.settings.densities[0])
+        now, before = float(np.sqrt((forces**2).mean())), numbers["rms_force"]
+        if abs(now - before) > 1e-6 * max(before, 1e-3):
+            raise FolderError(
+                f"{self.folder.path}: was begun with a calculator of other forces (rms {before:.8g} eV/Å for the first "
+                f"box, now {now:.8g}); give the same one to go on, or another folder"
+            )
+
+    def _try(self, box, density: float) -> np.ndarray:
         """Refuse now what the calculator cannot do, and not after hours at another density."""
         box.calc = self.system.calculator
         try:
@@ -253,6 +277,7 @@ class Journey:
         if not (np.isfinite(forces).all() and np.isfinite(stress).all()):
             raise QuickstartError(f"forces or stress of the box at {density:g} g/cm³ are not finite: do atoms overlap?")
         box.calc = None
+        return forces
 
     def _advance(self, name, boxes, temperature_K, time_ps, record=0) -> list:
         s, starts = self.settings, []
@@ -280,7 +305,7 @@ class Journey:
 
     def _records(self, k: int) -> list:
         """The frames of the all-atom run at density ``k``."""
-        return self._frames(f"atomistic_{k}.traj")
+        return [self.system.dressed(frame) for frame in self._frames(f"atomistic_{k}.traj")]
 
     def _frames(self, name: str) -> list:
         return list(read_frames(self.folder.file(name)))
@@ -307,6 +332,12 @@ def without_correction(frame, temperature_K: float):
     plain.info |= {"virial": virial, "virial_error": frame.info["virial_error"]}
     plain.calc = FrameCalculator(plain, **results)
     return plain
+
+
+def _columns(pressures) -> dict:
+    """Triples (pressure, standard error, whether the error is more than a lower bound) by their names."""
+    names = ("pressure_GPa", "pressure_error", "pressure_reliable")
+    return dict(zip(names, map(list, zip(*pressures, strict=True)), strict=True))
 
 
 def _areas(cell) -> np.ndarray:

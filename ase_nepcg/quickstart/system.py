@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 
+from ..calculator import NEP
 from ..mapping import Mapping
 from ..meanforce.sampler import fingerprint
 from ..quantities import density_g_cm3
@@ -16,6 +22,7 @@ __all__ = ["System", "make_system"]
 
 #: of the structure's own density, for structures of the user's
 FACTORS = (0.96, 1.0, 1.05, 1.1)
+_MOST = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,20 @@ class System:
         return {
             "system": self.name,
             "calculator": fingerprint(self.calculator),
+            "calculator_source": _source(self.calculator),
             "mapping": self.mapping.to_json(),
             "structure": None if given is None else _digest(given),
         }
+
+    def dressed(self, frame) -> Atoms:
+        """``frame`` with the arrays and the ``info`` of the structure that trajectories do not keep, which a calculator
+        may need."""
+        if self.atoms is not None:
+            for name, array in self.atoms.arrays.items():
+                if not frame.has(name):
+                    frame.set_array(name, array)
+            frame.info = self.atoms.info | frame.info
+        return frame
 
 
 def make_system(atoms, calculator, mapping, settings: Settings) -> System:
@@ -49,7 +67,6 @@ def make_system(atoms, calculator, mapping, settings: Settings) -> System:
     if atoms is None:
         if mapping is not None:
             raise QuickstartError("mapping: needs atoms, too")
-        from ..calculator import NEP
         from ..data import WATER_AA, water_box
 
         return System(
@@ -59,26 +76,47 @@ def make_system(atoms, calculator, mapping, settings: Settings) -> System:
             "water",
             melts=True,
         )
-    if not isinstance(atoms, Atoms):
-        raise QuickstartError(f"atoms: expected Atoms, got {type(atoms).__name__}")
     if not atoms.pbc.all() or atoms.cell.rank < 3:
         raise QuickstartError(
             "atoms: expected a box that is periodic in all directions (a liquid or a crystal), got "
             f"pbc {atoms.pbc.tolist()} and a cell with {atoms.cell.rank} vectors"
         )
+    if atoms.constraints:
+        raise QuickstartError(
+            "atoms: have constraints, which are not for this: beads are held where they must be, everything else moves "
+            "(for rigid molecules use sample_mean_force); remove them"
+        )
     calculator = atoms.calc if calculator is None else calculator
     if calculator is None:
         raise QuickstartError("atoms: have no calculator; set atoms.calc, or give calculator=")
+    if isinstance(calculator, SinglePointCalculator):
+        raise QuickstartError("atoms: have stored results in place of a calculator; give calculator=")
     if not {"forces", "stress"} <= set(calculator.implemented_properties):
         raise QuickstartError(
             f"{type(calculator).__name__}: expected a calculator with forces and stress, that of yours has "
-            + ", ".join(calculator.implemented_properties)
+            + (", ".join(calculator.implemented_properties) or "none of them")
         )
+    own = getattr(calculator.parameters, "temperature_K", None) if isinstance(calculator, NEP) else None
+    if own not in (None, settings.temperature_K):
+        raise QuickstartError(f"the model is evaluated at {own:g} K, the settings say {settings.temperature_K:g} K")
     plain = atoms.copy()
     mapping = Mapping.from_molecules(plain) if mapping is None else mapping
     mapping.bind(plain)
     if len(mapping) < 2:
         raise QuickstartError(f"mapping: expected several beads in the box, got {len(mapping)}")
+    free = sorted({str(label) for label in mapping.labels} - set(chemical_symbols[1:]))
+    if free:
+        raise QuickstartError(
+            f"mapping: expected labels that are chemical symbols, got {free[0]!r}: the wall that keeps beads apart is "
+            "made for symbols, and other programs know no others (--species, or species=)"
+        )
+    own = density_g_cm3(plain)
+    for density in settings.densities:
+        if not own / _MOST < density < own * _MOST:
+            raise QuickstartError(
+                f"densities: {density:g} g/cm³ is far from the {own:.4g} g/cm³ of the structure; give densities in "
+                f"g/cm³ within a factor of {_MOST}, or another structure"
+            )
     return System(plain, calculator, mapping, plain.get_chemical_formula(), melts=False)
 
 
@@ -89,7 +127,18 @@ def default_densities(atoms) -> tuple:
 
 
 def _digest(atoms) -> str:
-    import hashlib
+    parts = [repr(atoms.info).encode(), atoms.get_masses().tobytes()]
+    for name, array in sorted({**atoms.arrays, "cell": atoms.cell.array, "pbc": atoms.pbc}.items()):
+        parts += [name.encode(), np.ascontiguousarray(array).tobytes()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
-    parts = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, atoms.get_masses())
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+def _source(calculator) -> str | None:
+    """Hash of the file that holds the class of a calculator, None where it has none (or is that of a model)."""
+    if isinstance(calculator, NEP):
+        return None
+    try:
+        path = inspect.getsourcefile(type(calculator))
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return None
