@@ -100,7 +100,7 @@ def test_names_of_other_modules(tmp_path):
     for name in ("json.py", "time.py", "a.b.py"):
         path = tmp_path / name
         path.write_text(FILE)
-        with pytest.raises(CalculatorFileError, match="another module called .*; rename the file"):
+        with pytest.raises(CalculatorFileError, match=r"another module called .*; rename the file"):
             make_calculator(parsed(["--calculator", f"{path}:Mine"]))
     assert sys.path == before
     with pytest.raises(FileNotFoundError, match=r"none\.py"):
