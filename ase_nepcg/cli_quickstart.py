@@ -58,7 +58,7 @@ class Quickstart:
         )
         length = parser.add_mutually_exclusive_group()
         length.add_argument("--quick", action="store_true", help="a minute: does everything work?")
-        length.add_argument("--long", action="store_true", help="hours: the settings of the embedded bead model")
+        length.add_argument("--long", action="store_true", help="half an hour: up to 1 GPa, smaller errors")
         parser.add_argument("--structure", metavar="FILE", help="box of yours, in any format of ASE, or FILE@INDEX")
         parser.add_argument("--name", metavar="TEXT", help="of the system, in the report")
         add_calculator_arguments(parser)

@@ -139,14 +139,12 @@ PRESETS = {
         "timing_s": 0.3,
     },
     "long": {
-        "densities": (0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25),
+        "densities": (0.98, 1.05, 1.12, 1.19, 1.26),
         "equilibration_ps": 15.0,
-        "time_ps": 100.0,
-        "frames": 100,
-        "test_frames": 10,
+        "time_ps": 80.0,
+        "frames": 60,
         "steps": 2000,
-        "bead_equilibration_ps": 20.0,
-        "bead_time_ps": 1000.0,
+        "bead_time_ps": 500.0,
     },
 }
 
