@@ -23,13 +23,13 @@ _SETTINGS = {
     "densities": (positive, "+", "D", "of the boxes in g/cm^3 (default: 1 1.05 1.1 1.2 or around the structure's)"),
     "timestep-fs": (positive, None, "T", "time step of the atoms (default 0.5)"),
     "equilibration-ps": (from_zero, None, "T", "of each all-atom box (default 8)"),
-    "time-ps": (positive, None, "T", "of each all-atom run (default 60)"),
-    "frames": (positive_integer, None, "N", "configurations per density to train with (default 100)"),
-    "test-frames": (positive_integer, None, "N", "configurations per density to test with (default 8)"),
-    "frame-ps": (positive, None, "T", "sampling of mean forces, each configuration (default 0.1)"),
+    "time-ps": (positive, None, "T", "of each all-atom run (default 40)"),
+    "frames": (positive_integer, None, "N", "configurations per density to train with (default 40)"),
+    "test-frames": (positive_integer, None, "N", "configurations per density to test with (default 4)"),
+    "frame-ps": (positive, None, "T", "sampling of mean forces, each configuration (default 0.3)"),
     "cutoff": (positive, 2, ("R", "A"), "radial and angular cutoff of the beads in Å (default 6 4)"),
     "neurons": (positive_integer, None, "N", "in the hidden layer (default 10)"),
-    "steps": (positive_integer, None, "N", "of the training (default 1000)"),
+    "steps": (positive_integer, None, "N", "of the training (default 1200)"),
     "bead-timestep-fs": (positive, None, "T", "time step of the beads (default 4)"),
     "bead-time-ps": (positive, None, "T", "of each run of the beads (default 200)"),
 }
@@ -58,7 +58,7 @@ class Quickstart:
         )
         length = parser.add_mutually_exclusive_group()
         length.add_argument("--quick", action="store_true", help="a minute: does everything work?")
-        length.add_argument("--long", action="store_true", help="an hour: up to 1 GPa, smaller errors")
+        length.add_argument("--long", action="store_true", help="half an hour: up to 1 GPa, smaller errors")
         parser.add_argument("--structure", metavar="FILE", help="box of yours, in any format of ASE, or FILE@INDEX")
         parser.add_argument("--name", metavar="TEXT", help="of the system, in the report")
         add_calculator_arguments(parser)

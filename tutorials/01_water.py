@@ -25,7 +25,7 @@ TEMPERATURE = 330  # K; at 300 K the hydrogen bonds of this model rearrange too 
 #
 # The embedded all-atom model is a small NEP, trained on labels of a larger one (`ase_nepcg/data/README.md`). A lattice
 # of molecules melts at 450 K, is brought to 330 K, and is then recorded every 20 fs. (The quickstart: 64 molecules at
-# four densities, 4 + 8 ps, then 60 ps.)
+# four densities, 4 + 8 ps, then 40 ps.)
 
 # %%
 atoms = water_box(3, density_g_cm3=1.0, seed=1)  # 27 molecules
@@ -57,8 +57,8 @@ print(len(atoms), "atoms,", len(beads[0]), "beads of", beads[0].get_masses()[0].
 #
 # The beads of some configurations are held where they are, and the forces on them averaged over what the atoms do
 # meanwhile. The configurations come from a run in equilibrium, so even a short average is right on average; the trained
-# model averages over them again. That is why many short runs are better than a few long ones. (The quickstart: 108
-# configurations per density, 0.1 ps each.)
+# model averages over them again. That is why many short runs are better than a few long ones. (The quickstart: 44
+# configurations per density, 0.3 ps each.)
 
 # %%
 chosen = frames[10::15]
@@ -85,7 +85,7 @@ print(f"(N - n) kT / V = {missing:.3f} GPa")
 # ## Training
 #
 # The exact gradient of the loss and L-BFGS; a wall keeps beads out of distances that no frame contains. (The
-# quickstart: 1000 steps.)
+# quickstart: 1200 steps.)
 
 # %%
 data = [result.frame for result in results]

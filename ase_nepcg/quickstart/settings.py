@@ -33,20 +33,20 @@ class Settings:
     melt_ps: float = 4.0
     melt_K: float = 450.0
     equilibration_ps: float = 8.0
-    time_ps: float = 60.0
+    time_ps: float = 40.0
     record_fs: float = 50.0
     # mean forces
     #: configurations per density, to train with and to test with. They come from a run in equilibrium, so that the
     #: atoms need no time to get used to held beads, and short averages are right on average: many are better than long
-    frames: int = 100
-    test_frames: int = 8
-    frame_ps: float = 0.1
+    frames: int = 40
+    test_frames: int = 4
+    frame_ps: float = 0.3
     frame_equilibration_ps: float = 0.0
     # model
     cutoff: tuple = (6.0, 4.0)
     neurons: int = 10
     n_max: tuple = (4, 4)
-    steps: int = 1000
+    steps: int = 1200
     lambda_v: float = 1.0
     #: of both norms of the parameters; larger ones make the beads' liquid less structured than the atoms'
     regularisation: float = 1e-5
@@ -141,9 +141,9 @@ PRESETS = {
     "long": {
         "densities": (0.98, 1.05, 1.12, 1.19, 1.26),
         "equilibration_ps": 15.0,
-        "time_ps": 160.0,
-        "frames": 250,
-        "test_frames": 20,
+        "time_ps": 80.0,
+        "frames": 60,
+        "steps": 2000,
         "bead_time_ps": 500.0,
     },
 }
