@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ase_nepcg import NEPModel, read_dataset
-from ase_nepcg.data import WATER_BEAD, WATER_FRAMES, make_water_bead, water_beads
+from ase_nepcg import NEP, NEPModel, read_dataset
+from ase_nepcg.data import WATER_AA, WATER_BEAD, WATER_CG, WATER_FRAMES, make_water_bead, water_beads, water_box
 from ase_nepcg.dataset import validate
 
 
@@ -27,3 +27,25 @@ def test_embedded_frames_are_mean_forces_of_water():
     assert np.isclose(np.sqrt((errors**2).mean()), 0.007, atol=0.0005)
     density = [frame.get_masses().sum() / frame.get_volume() / 0.602214 for frame in frames]
     assert 0.9 < min(density) < max(density) < 1.4
+
+
+def test_water_box_has_its_density_and_no_overlaps():
+    for density in (0.9, 1.3):
+        box = water_box(4, density, seed=2)
+        assert box.get_chemical_formula() == "H128O64"
+        assert np.isclose(box.get_masses().sum() / box.get_volume() / 0.602214, density, rtol=1e-5)
+        molecule = np.repeat(np.arange(64), 3)
+        apart = box.get_all_distances(mic=True)[molecule[:, None] != molecule]
+        assert apart.min() > 1.4
+    assert np.array_equal(water_box(2, seed=1).positions, water_box(2, seed=1).positions)
+
+
+def test_embedded_models_belong_together():
+    """Both give sensible forces in boxes of their own."""
+    box = water_box(3)
+    box.calc = NEP(WATER_AA)
+    assert np.abs(box.get_forces()).max() < 5
+    beads = water_beads(3, label="Ar")
+    beads.calc = NEP(WATER_CG)
+    assert np.abs(beads.get_forces()).max() < 2
+    assert NEPModel.read(WATER_CG).species == ("Ar",)

@@ -19,3 +19,10 @@ def test_density():
     # handbook: 8.96 g/cm^3 at 20 °C
     assert density_g_cm3(bulk("Cu", cubic=True)) == pytest.approx(8.96, abs=0.02)
     assert np.isclose(density_g_cm3(bulk("Cu")), density_g_cm3(bulk("Cu", cubic=True)))
+
+
+def test_the_constant_in_compiled_code_is_the_same():
+    from ase_nepcg.md.observers import thermo
+    from ase_nepcg.quantities import GRAMS_PER_CM3
+
+    assert thermo._DENSITY == GRAMS_PER_CM3

@@ -49,7 +49,7 @@ def quickstart(
         A periodic box (``Atoms``), any ASE calculator with forces and stress (default: that of the atoms), and a
         :class:`~ase_nepcg.Mapping` (default: a bead per molecule). Without atoms: boxes of water, an embedded model.
     preset
-        "full"; "quick": a minute, to see that everything works; "long": the one that made the embedded bead model.
+        "full"; "quick": a minute, to see that everything works; "long": half an hour or more, up to 1 GPa.
     threads, workers
         Threads of NEP models, processes for mean forces; None: all cores.
     progress, tell

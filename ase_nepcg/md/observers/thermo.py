@@ -13,7 +13,6 @@ import numpy as np
 from ase import units
 
 from ...potential.cache import kernel_jit
-from ...quantities import GRAMS_PER_CM3
 from ..state import inlined
 from ..steps import kinetic_energy, kinetic_tensor
 from .base import OWN, Arena, Blocks, Observer, cell_volume, current_row, end_sample, info_of, standard_errors
@@ -29,6 +28,8 @@ _POOLS = [[0], [1], [2], [3], [4], [5, 6, 7], [8, 9, 10], [11], [12], [13], [14]
 _ROWS = 256
 _TABLE = OWN
 _GPA, _KB = 1.0 / units.GPa, units.kB
+# quantities.GRAMS_PER_CM3, but what is compiled must not depend on sources that its cache does not know
+_DENSITY = 1e24 * units._amu * 1e3
 # amu/Å^3 in g/cm^3
 
 
@@ -59,7 +60,7 @@ def thermo_row(s, r, out, at):
     mass = 0.0
     for i in range(s.first[r], s.first[r + 1]):
         mass += s.m[i]
-    out[at + 15] = GRAMS_PER_CM3 * mass / volume
+    out[at + 15] = _DENSITY * mass / volume
 
 
 @kernel_jit()
