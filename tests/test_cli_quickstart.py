@@ -1,10 +1,14 @@
+import re
+
+import numpy as np
 import pytest
 from ase.build import bulk
 from ase.io import write
 
 from ase_nepcg.cli import main
+from ase_nepcg.cli_quickstart import _SETTINGS
 from ase_nepcg.data import WATER_AA, water_box
-from ase_nepcg.quickstart import PRESETS
+from ase_nepcg.quickstart import PRESETS, Settings
 from ase_nepcg.quickstart import journey as journey_module
 
 
@@ -32,6 +36,13 @@ def test_options_arrive(asked, monkeypatch):
     assert given["atoms"] is given["calculator"] is given["mapping"] is None
     # what is not said is left to the preset
     assert "time_ps" not in given
+
+
+def test_help_names_the_defaults():
+    """The text is written by hand, since the settings import what --help should not."""
+    for option, (*_, text) in _SETTINGS.items():
+        shown = [float(word) for word in re.search(r"\(default:? ([\d. ]*\d)", text)[1].split()]
+        assert shown == np.atleast_1d(getattr(Settings, option.replace("-", "_"))).tolist()
 
 
 @pytest.mark.parametrize(("words", "preset"), [([], "full"), (["--long"], "long")])

@@ -27,7 +27,7 @@ from ..md import MD, Langevin
 from ..nepfile import write_atomically
 from .settings import QuickstartError
 
-__all__ = ["Phase", "advance"]
+__all__ = ["Phase", "advance", "with_threads", "write_trajectory"]
 
 _KIND = "quickstart run"
 # checkpoints of a phase, and seconds after which there is one in any case
@@ -74,14 +74,7 @@ def _compiled(phase: Phase, starts) -> list:
     runs = []
     for k, start in enumerate(starts):
         path = phase.file(k, ".npz")
-        own = start.calc.parameters
-        calc = NEP(
-            start.calc.model,
-            device=own.device,
-            precision=own.precision,
-            threads=phase.threads or own.threads,
-            temperature_K=own.temperature_K,
-        )
+        calc = with_threads(start.calc, phase.threads)
         if path.exists():
             runs.append(MD.restart(path, calc=calc, progress=phase.progress))
             continue
@@ -135,7 +128,7 @@ def _by_ase(phase: Phase, k: int, start) -> Atoms:
         temperature_K=phase.temperature_K,
         friction=phase.friction_per_fs / units.fs,
         fixcm=False,
-        rng=_Normal(rng),
+        rng=rng,
     )
     part = max(1, phase.steps // _PARTS)
     stride = phase.record or part
@@ -166,7 +159,11 @@ def _by_ase(phase: Phase, k: int, start) -> Atoms:
                 state = json.dumps(rng.bit_generator.state)
                 write_checkpoint(path, _KIND, {"step": step, "rng": state}, now | stacked)
     if phase.record:
-        _write_frames(phase.file(k, ".traj"), atoms, frames, phase)
+        write_trajectory(
+            phase.file(k, ".traj"),
+            (_frame(atoms, *recorded) for recorded in zip(*frames.values(), strict=True)),
+            {"timestep": phase.timestep_fs * units.fs, "interval": phase.record},
+        )
     return atoms
 
 
@@ -180,28 +177,34 @@ def _refuse_nonsense(phase: Phase, k: int, step: int, atoms) -> None:
         )
 
 
-class _Normal:
-    """The part of numpy's old interface that ASE's Langevin calls, on a generator whose state can be kept."""
+def _frame(atoms, positions, momenta, forces, stress) -> Atoms:
+    """A copy of ``atoms`` with what was recorded of it."""
+    image = atoms.copy()
+    image.set_positions(positions)
+    image.set_momenta(momenta)
+    image.calc = SinglePointCalculator(image, forces=forces, stress=stress)
+    return image
 
-    def __init__(self, rng):
-        self._rng = rng
 
-    def standard_normal(self, size=None):
-        return self._rng.standard_normal(size)
-
-
-def _write_frames(path: Path, atoms, frames: dict, phase: Phase) -> None:
-    images = []
-    for positions, momenta, forces, stress in zip(*frames.values(), strict=True):
-        image = atoms.copy()
-        image.set_positions(positions)
-        image.set_momenta(momenta)
-        image.calc = SinglePointCalculator(image, forces=forces, stress=stress)
-        images.append(image)
+def write_trajectory(path, frames, description: dict | None = None) -> None:
+    """Write ``frames`` to a .traj file, which keeps every bit of them, in one go."""
     buffer = io.BytesIO()
     with Trajectory(buffer, "w") as writer:
-        writer.set_description({"timestep": phase.timestep_fs * units.fs, "interval": phase.record})
-        for image in images:
-            writer.write(image)
+        if description is not None:
+            writer.set_description(description)
+        for frame in frames:
+            writer.write(frame)
         content = buffer.getvalue()
     write_atomically(path, content)
+
+
+def with_threads(calc: NEP, threads: int | None) -> NEP:
+    """A calculator of the same model and settings with ``threads``, None: as many as it has."""
+    own = calc.parameters
+    return NEP(
+        calc.model,
+        device=own.device,
+        precision=own.precision,
+        threads=threads or own.threads,
+        temperature_K=own.temperature_K,
+    )

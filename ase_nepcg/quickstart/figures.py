@@ -135,7 +135,7 @@ def _eos_result(volumes, s, one: dict) -> EOSResult:
         pressure_error=errors,
         temperature_K=zero + s.temperature_K,
         temperature_error=zero,
-        reliable=np.isfinite(errors),
+        reliable=np.array(one["pressure_reliable"]),
         time_ps=s.bead_time_ps,
         final=[],
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 import warnings
@@ -10,7 +9,6 @@ from dataclasses import asdict
 
 import numpy as np
 from ase import units
-from ase.io import Trajectory
 
 from ..analysis import read_frames
 from ..analysis.runs import hot_copy
@@ -21,10 +19,9 @@ from ..dataset import FrameCalculator, read_dataset, write_dataset
 from ..dataset.results import stress_from_virial
 from ..md import RDF, MDFailed, Thermo
 from ..meanforce.campaign import sample_many
-from ..nepfile import write_atomically
 from ..potential.threads import default_threads
 from ..training import train
-from .dynamics import Phase, advance
+from .dynamics import Phase, advance, with_threads, write_trajectory
 from .folder import FolderError, RunFolder
 from .measure import bins_up_to, compare_rdf, molecular_pressure, ns_per_day
 from .results import summary
@@ -89,7 +86,7 @@ class Journey:
                     [box] = strained(system.atoms, system.mapping, isotropic=change)
             forces.append(self._try(box, density))
             boxes.append(box)
-        self._write_frames("boxes.traj", boxes)
+        write_trajectory(self.folder.file("boxes.traj"), boxes)
         system.mapping.write(self.folder.file("mapping.json"))
         if isinstance(system.calculator, NEP):
             system.calculator.model.write(self.folder.file("atomistic.txt"))
@@ -124,7 +121,7 @@ class Journey:
             chosen["train"] += [records[i] for i in picked[: s.frames]]
             chosen["test"] += [records[i] for i in picked[s.frames :]]
         snapshots = chosen["train"] + chosen["test"]
-        self._write_frames("snapshots.traj", snapshots)
+        write_trajectory(self.folder.file("snapshots.traj"), snapshots)
         with warnings.catch_warnings():
             # of short runs: counted in the report
             warnings.filterwarnings("ignore", r"configuration \d+: ", RuntimeWarning)
@@ -196,16 +193,13 @@ class Journey:
             beads = mapping.beads(last)
             beads.set_positions(beads.get_positions(wrap=True))
             starts.append(beads)
-        self._write_frames("beads.traj", starts)
-        # up to half of the smallest box
-        r_max, bins = bins_up_to(min(min(start.cell.volume / _areas(start.cell)) for start in starts))
+        write_trajectory(self.folder.file("beads.traj"), starts)
+        # up to half of the smallest height of a box
+        r_max, bins = bins_up_to(min(1.0 / np.linalg.norm(start.cell.reciprocal(), axis=1).max() for start in starts))
         found["r_max"] = r_max
         for name, file in MODELS.items():
-            boxes = []
-            for k, start in enumerate(starts):
-                start = start.copy()
-                start.calc = NEP(self.folder.file(file))
-                boxes.append(hot_copy(start, s.temperature_K, [s.seed, k]))
+            calc = NEP(self.folder.file(file))
+            boxes = [hot_copy(start, s.temperature_K, [s.seed, k], calc) for k, start in enumerate(starts)]
             observers = ((Thermo(), _SAMPLE), (RDF(r_max, bins), _SAMPLE))
             try:
                 if s.bead_equilibration_ps:
@@ -245,10 +239,7 @@ class Journey:
             ("beads", beads, s.bead_timestep_fs, s.bead_friction_per_fs),
         ):
             large = one.repeat(repeat)
-            large.calc = one.calc
-            if isinstance(one.calc, NEP):
-                temperature_K = one.calc.parameters.temperature_K
-                large.calc = NEP(one.calc.model, threads=self.threads, temperature_K=temperature_K)
+            large.calc = with_threads(one.calc, self.threads) if isinstance(one.calc, NEP) else one.calc
             found[name] = ns_per_day(large, step, s.temperature_K, friction, s.timing_s)
         return found
 
@@ -310,15 +301,6 @@ class Journey:
     def _frames(self, name: str) -> list:
         return list(read_frames(self.folder.file(name)))
 
-    def _write_frames(self, name: str, frames) -> None:
-        """As .traj, which keeps every bit, in one go."""
-        buffer = io.BytesIO()
-        with Trajectory(buffer, "w") as writer:
-            for frame in frames:
-                writer.write(frame)
-            content = buffer.getvalue()
-        write_atomically(self.folder.file(name), content)
-
 
 def without_correction(frame, temperature_K: float):
     """A copy of a mean-force frame whose virial is ``W_CG - (N_atoms - N_sites) kT 1``: the atoms' own, as if nothing
@@ -338,8 +320,3 @@ def _columns(pressures) -> dict:
     """Triples (pressure, standard error, whether the error is more than a lower bound) by their names."""
     names = ("pressure_GPa", "pressure_error", "pressure_reliable")
     return dict(zip(names, map(list, zip(*pressures, strict=True)), strict=True))
-
-
-def _areas(cell) -> np.ndarray:
-    a, b, c = cell.array
-    return np.linalg.norm([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
