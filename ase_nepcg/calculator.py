@@ -16,14 +16,13 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from .devices import DEVICES, PRECISIONS, resolve, why_no_cuda
 from .errors import closest, is_integer, is_number
 from .labels import get_labels, get_types, has_labels
 from .model import NEPModel
 
 __all__ = ["NEP"]
 
-_DEVICES = ("auto", "cpu", "cuda")
-_PRECISIONS = ("auto", "double", "mixed")
 # served by get_property, but not listed: mixing calculators add up what is listed, and export_properties knows
 # standard names only
 _PER_SITE = ("virials", "descriptors")
@@ -38,9 +37,10 @@ class NEP(Calculator):
     model
         Path of a ``nep.txt`` or a :class:`~ase_nepcg.NEPModel`.
     device
-        "cpu", "cuda", or "auto" (the CPU, until the CUDA kernels are there).
+        "cpu", "cuda", or "auto": a CUDA device where one can be used (said once on stderr), else the CPU.
     precision
-        "double", "mixed" (CUDA only), or "auto".
+        "double", "mixed" (CUDA only: float32 with exact positions and sums in float64), or "auto": double on the CPU,
+        mixed on CUDA.
     threads
         Threads of the CPU kernels. None: all cores this process may use, at most ``OMP_NUM_THREADS``. Results are the
         same bits for any number.
@@ -134,14 +134,13 @@ class NEP(Calculator):
         self._check_names(kwargs)
         with self._lock:
             new = {**self.parameters, **kwargs}
-            for name, valid in (("device", _DEVICES), ("precision", _PRECISIONS)):
+            for name, valid in (("device", DEVICES), ("precision", PRECISIONS)):
                 if new.get(name, "auto") not in valid:
                     raise CalculatorSetupError(f"{name}={new[name]!r}: expected one of {', '.join(valid)}")
-            if new.get("device") == "cuda":
-                raise CalculatorSetupError(
-                    "device='cuda' is not there yet: this version evaluates on the CPU only (device='cpu' or 'auto')"
-                )
-            if new.get("precision") == "mixed":
+            device = resolve(new.get("device", "auto"))
+            if device == "cuda" and (reason := why_no_cuda()) is not None:
+                raise CalculatorSetupError(f"device='cuda': {reason}")
+            if device == "cpu" and new.get("precision") == "mixed":
                 raise CalculatorSetupError("precision='mixed' belongs to device='cuda'; the CPU kernels use 'double'")
             threads = new.get("threads")
             if threads is not None and (not is_integer(threads) or threads < 1):
@@ -180,16 +179,14 @@ class NEP(Calculator):
             super().calculate(atoms, properties, system_changes)
             # if anything fails from here on, the results of earlier atoms must not pass for those of these
             self.results, self._extra = {}, {}
-            from .potential.evaluate import EvaluationError, Evaluator, Geometry
+            from .potential.evaluate import EvaluationError, Geometry
 
             atoms = self.atoms
             types = self._types(atoms)
             # whoever asked for per-site stresses once will ask again
             self._per_site |= bool({"stresses", "virials", "heat_current"} & {*properties})
             if self._evaluator is None:
-                self._evaluator = Evaluator(
-                    self._model, threads=self.parameters.threads, temperature_K=self.parameters.temperature_K
-                )
+                self._evaluator = self._make_evaluator()
             try:
                 geometry = Geometry(atoms.positions, atoms.cell.array, atoms.pbc, types)
                 result = self._evaluator(geometry, virials=self._per_site, descriptors="descriptors" in properties)
@@ -209,6 +206,22 @@ class NEP(Calculator):
                 self.results["stress"] = full_3x3_to_voigt_6_stress(result.virial) / -volume
                 if self._per_site:
                     self.results["stresses"] = full_3x3_to_voigt_6_stress(result.virials) / -volume
+
+    @property
+    def device(self) -> str:
+        """Where this calculator computes: "cpu" or "cuda"."""
+        return resolve(self.parameters.device)
+
+    def _make_evaluator(self):
+        parameters = self.parameters
+        if self.device == "cuda":
+            from ase_nepcg_cuda import CudaEvaluator
+
+            precision = "mixed" if parameters.precision == "auto" else parameters.precision
+            return CudaEvaluator(self._model, precision=precision, temperature_K=parameters.temperature_K)
+        from .potential.evaluate import Evaluator
+
+        return Evaluator(self._model, threads=parameters.threads, temperature_K=parameters.temperature_K)
 
     def adopt(self, atoms, energies, energy: float, forces, virial) -> None:
         """Take results that somebody else has computed for ``atoms`` with this model, as after a calculation.

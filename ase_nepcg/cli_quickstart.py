@@ -27,7 +27,7 @@ _SETTINGS = {
     "frames": (positive_integer, None, "N", "configurations per density to train with (default 40)"),
     "test-frames": (positive_integer, None, "N", "configurations per density to test with (default 4)"),
     "frame-ps": (positive, None, "T", "sampling of mean forces, each configuration (default 0.3)"),
-    "cutoff": (positive, 2, ("R", "A"), "radial and angular cutoff of the beads in Å (default 6 4)"),
+    "cutoff": (positive, 2, ("R", "A"), "radial and angular cutoff of the beads in Å (default 6 5)"),
     "neurons": (positive_integer, None, "N", "in the hidden layer (default 10)"),
     "steps": (positive_integer, None, "N", "of the training (default 1200)"),
     "bead-timestep-fs": (positive, None, "T", "time step of the beads (default 4)"),

@@ -5,6 +5,7 @@ have three shapes only.
 """
 
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ase_nepcg import NEP, NEPModel, testing
+from ase_nepcg import NEP, NEPModel, devices, testing
+
+if devices.driver_version() is None:
+    # without a GPU its kernels run in numba's simulator; numba reads this when it is imported
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
 
 ALL_TERMS = {
     "n_max": (3, 2),

@@ -21,10 +21,11 @@ Source: Fan et al., J. Chem. Phys. 157, 114801 (2022), Eqs. 6-10.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from numba.extending import register_jitable
 
-__all__ = ["angular_basis", "chebyshev_series", "cutoff", "fold_coefficients"]
+__all__ = ["ScalarMaths", "angular_basis", "chebyshev_series", "cutoff", "fold_coefficients", "scalar_maths"]
 
 inlined = register_jitable(forceinline=True, fastmath={"contract"})
 
@@ -53,61 +54,77 @@ _COS = (
 )
 
 
-@inlined
-def _even_polynomial(c, w):
-    p = c[8] * w + c[7]
-    p = p * w + c[6]
-    p = p * w + c[5]
-    p = p * w + c[4]
-    p = p * w + c[3]
-    p = p * w + c[2]
-    p = p * w + c[1]
-    return p * w + c[0]
+class ScalarMaths(NamedTuple):
+    """The functions of :func:`scalar_maths`."""
+
+    cutoff: object
+    chebyshev_series: object
+    angular_basis: object
 
 
-@inlined
-def cutoff(v, inverse_rc):
-    """``fc`` and ``dfc/dr`` at ``v = 1 - r/rc``, 0 <= v <= 1: ``fc = sin^2(pi v/2)``, ``fc' = -(pi/rc) sin cos``."""
-    w = v * v
-    sine = v * _even_polynomial(_SIN, w)
-    cosine = _even_polynomial(_COS, w)
-    return sine * sine, (-math.pi * inverse_rc) * sine * cosine
+def scalar_maths(real=float, terms: int = 9) -> ScalarMaths:
+    """The basis functions with all constants of type ``real``: ``float`` (also for SIMD vectors) or ``np.float32``.
 
-
-@inlined
-def chebyshev_series(d, first, n, x):
-    """``p = sum_k d[first + k] T_k(x)``, k < n, and ``dp/dx`` by Clenshaw's recurrence (n >= 1)."""
-    x2 = 2.0 * x
-    b1 = b2 = p1 = p2 = 0.0 * x
-    for k in range(n - 1, 0, -1):
-        p1, p2 = 2.0 * b1 + x2 * p1 - p2, p1
-        b1, b2 = d[first + k] + x2 * b1 - b2, b1
-    return d[first] + (x * b1 - b2), b1 + (x * p1 - p2)
-
-
-@inlined
-def angular_basis(x, y, z, l_max, recur_a, recur_b, b, b_first, zlm, z_first):
-    """All ``b_{l,k}(x, y, z)``, 1 <= l <= l_max, into ``b[b_first + l^2 - 1 + k]``.
-
-    The factors ``Z_{l,m}`` go to ``zlm[z_first + m (l_max + 1) + l]`` for the gradient. ``recur_a``, ``recur_b``:
-    ``invariants.legendre_tables``.
+    In single precision a constant in double would bring double-precision arithmetic. ``terms``: of the polynomials for
+    sine and cosine (6 are enough in single precision: errors 4e-8).
     """
-    one = 0.0 * z + 1.0
-    cosine, sine = one, 0.0 * z  # Re, Im of (x + iy)^m
-    for m in range(l_max + 1):
-        z1 = z2 = 0.0 * z
-        for l in range(m, l_max + 1):  # noqa: E741
-            zz = one if l == m else recur_a[l, m] * (z * z1) - recur_b[l, m] * z2
-            zlm[z_first + m * (l_max + 1) + l] = zz
-            if l > 0:
-                at = b_first + l * l - 1
-                if m == 0:
-                    b[at] = zz
-                else:
-                    b[at + 2 * m - 1] = zz * cosine
-                    b[at + 2 * m] = zz * sine
-            z2, z1 = z1, zz
-        cosine, sine = x * cosine - y * sine, x * sine + y * cosine
+    zero, one, two, pi = (real(c) for c in (0.0, 1.0, 2.0, math.pi))
+    sine_terms, cosine_terms = (tuple(real(c) for c in series[:terms]) for series in (_SIN, _COS))
+    last = terms - 1
+
+    @inlined
+    def even_polynomial(c, w):
+        p = c[last] * w + c[last - 1]
+        for k in range(last - 2, -1, -1):
+            p = p * w + c[k]
+        return p
+
+    @inlined
+    def cutoff(v, inverse_rc):
+        """``fc = sin^2(pi v/2)`` and ``dfc/dr = -(pi/rc) sin cos`` at ``v = 1 - r/rc``, 0 <= v <= 1."""
+        w = v * v
+        sine = v * even_polynomial(sine_terms, w)
+        cosine = even_polynomial(cosine_terms, w)
+        return sine * sine, (-pi * inverse_rc) * sine * cosine
+
+    @inlined
+    def chebyshev_series(d, first, n, x):
+        """``p = sum_k d[first + k] T_k(x)``, k < n, and ``dp/dx`` by Clenshaw's recurrence (n >= 1)."""
+        x2 = two * x
+        b1 = b2 = p1 = p2 = zero * x
+        for k in range(n - 1, 0, -1):
+            p1, p2 = two * b1 + x2 * p1 - p2, p1
+            b1, b2 = d[first + k] + x2 * b1 - b2, b1
+        return d[first] + (x * b1 - b2), b1 + (x * p1 - p2)
+
+    @inlined
+    def angular_basis(x, y, z, l_max, recur_a, recur_b, b, b_first, zlm, z_first):
+        """All ``b_{l,k}(x, y, z)``, 1 <= l <= l_max, into ``b[b_first + l^2 - 1 + k]``.
+
+        The factors ``Z_{l,m}`` go to ``zlm[z_first + m (l_max + 1) + l]`` for the gradient. ``recur_a``, ``recur_b``:
+        ``invariants.legendre_tables``.
+        """
+        unit = zero * z + one
+        cosine, sine = unit, zero * z  # Re, Im of (x + iy)^m
+        for m in range(l_max + 1):
+            z1 = z2 = zero * z
+            for l in range(m, l_max + 1):  # noqa: E741
+                zz = unit if l == m else recur_a[l, m] * (z * z1) - recur_b[l, m] * z2
+                zlm[z_first + m * (l_max + 1) + l] = zz
+                if l > 0:
+                    at = b_first + l * l - 1
+                    if m == 0:
+                        b[at] = zz
+                    else:
+                        b[at + 2 * m - 1] = zz * cosine
+                        b[at + 2 * m] = zz * sine
+                z2, z1 = z1, zz
+            cosine, sine = x * cosine - y * sine, x * sine + y * cosine
+
+    return ScalarMaths(cutoff, chebyshev_series, angular_basis)
+
+
+cutoff, chebyshev_series, angular_basis = scalar_maths()
 
 
 def fold_coefficients(c, axis):

@@ -11,24 +11,34 @@ import math
 
 from numba.extending import register_jitable
 
-__all__ = ["zbl_energy"]
+from .basis import cutoff
+
+__all__ = ["zbl_energy", "zbl_maths"]
 
 
-@register_jitable(fastmath={"contract"})
-def zbl_energy(r, table, first):
-    """``V`` and ``dV/dr`` at ``r < r_out``; ``table[first:first+10]`` = r_in, r_out, A_1, a_1, ... A_4, a_4."""
-    inner, outer = table[first], table[first + 1]
-    inverse_r = 1.0 / r
-    value = slope = 0.0
-    for i in range(4):
-        term = table[first + 2 + 2 * i] * math.exp(-table[first + 3 + 2 * i] * r)
-        value += term
-        slope -= table[first + 3 + 2 * i] * term
-    value *= inverse_r
-    slope = (slope - value) * inverse_r
-    if r < inner:
-        return value, slope
-    width = math.pi / (outer - inner)
-    phase = width * (r - inner)
-    switch = 0.5 + 0.5 * math.cos(phase)
-    return value * switch, slope * switch - 0.5 * width * math.sin(phase) * value
+def zbl_maths(real=float, cutoff=cutoff):
+    """:func:`zbl_energy` with all constants of type ``real`` and the ``cutoff`` of ``basis.scalar_maths(real)``."""
+    zero, one = real(0.0), real(1.0)
+
+    @register_jitable(fastmath={"contract"})
+    def zbl_energy(r, table, first):
+        """``V`` and ``dV/dr`` at ``r < r_out``; ``table[first:first+10]`` = r_in, r_out, A_1, a_1, ... A_4, a_4."""
+        inner, outer = table[first], table[first + 1]
+        inverse_r = one / r
+        value = slope = zero
+        for i in range(4):
+            term = table[first + 2 + 2 * i] * math.exp(-table[first + 3 + 2 * i] * r)
+            value += term
+            slope -= table[first + 3 + 2 * i] * term
+        value *= inverse_r
+        slope = (slope - value) * inverse_r
+        if r < inner:
+            return value, slope
+        inverse_width = one / (outer - inner)
+        switch, slope_of_switch = cutoff(one - (r - inner) * inverse_width, inverse_width)
+        return value * switch, slope * switch + slope_of_switch * value
+
+    return zbl_energy
+
+
+zbl_energy = zbl_maths()

@@ -1,0 +1,75 @@
+"""Which device computes, and why not the other one."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+
+__all__ = ["DEVICES", "PRECISIONS", "driver_version", "resolve", "simulated", "why_no_cuda"]
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "double", "mixed")
+
+
+def simulated() -> bool:
+    """Whether CUDA kernels run in numba's simulator, as Python: for tests."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+@functools.cache
+def driver_version() -> tuple[int, int] | None:
+    """CUDA version of the installed NVIDIA driver, or None where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value <= 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+@functools.cache
+def why_no_cuda() -> str | None:
+    """Why ``device="cuda"`` is not possible here and what to do, in one sentence; None where it is."""
+    if simulated():
+        return None
+    version = driver_version()
+    if version is None:
+        return "no NVIDIA driver (libcuda.so.1) was found: use device='cpu', or install the driver of your GPU"
+    if importlib.util.find_spec("numba_cuda") is None:
+        extra = "cuda13" if version[0] >= 13 else "cuda12"
+        return f"numba-cuda is not installed: pip install 'ase_nepcg[{extra}]' (the driver is of CUDA {version[0]})"
+    from numba import cuda
+
+    try:
+        cuda.current_context()
+    except Exception as error:
+        # whatever the driver says: numba raises several types here
+        return f"the CUDA device cannot be used: {' '.join(str(error).split())} (see nepcg info --cuda)"
+    return None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def resolve(device: str) -> str:
+    """ "cpu" or "cuda" for "auto", which takes a usable CUDA device where there is one and says so once.
+
+    The simulator is never chosen by "auto".
+    """
+    if device != "auto":
+        return device
+    if simulated() or driver_version() is None or why_no_cuda() is not None:
+        return "cpu"
+    from numba import cuda
+
+    name = cuda.get_current_device().name
+    name = name.decode() if isinstance(name, bytes) else name
+    _say_once(f"ase_nepcg: NEP models are evaluated on {name} in mixed precision (device='cpu' for the CPU)")
+    return "cuda"

@@ -1,0 +1,285 @@
+"""One evaluation on the device: the same arguments and results as ``ase_nepcg.potential.evaluate``."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cuda
+
+from ase_nepcg.potential.evaluate import Evaluation, EvaluationError, Geometry
+from ase_nepcg.potential.layout import Shape
+
+from .box import make_box
+from .device import BLOCK, blocks_for
+from .lists import ANGULAR, BINS, NEAR, NOT_FINITE, OVERLAP, STALE, STATE, build_lists
+from .nep import build_kernels, parts
+from .parameters import pack
+from .precision import precision
+from .totals import TOTALS, add_totals, totals
+
+__all__ = ["CudaEvaluator"]
+
+# up to this many sites a thread does a part of a site's work, not all of it
+_FEW_SITES = 30_000
+# blocks that sum over the sites of one replica
+_MOST_BLOCKS = 256
+
+
+class CudaEvaluator:
+    """Evaluates one model on the device; keeps neighbour lists and buffers between calls.
+
+    ``lanes``: threads per site, None: by the number of sites. Not for two threads at once.
+    """
+
+    def __init__(self, model, *, precision="mixed", temperature_K=None, lanes=None, skin: float = 0.6):
+        if model.temperature != (temperature_K is not None):
+            raise ValueError(
+                "this model has temperature as an input: temperature_K is required"
+                if model.temperature
+                else "this model has no temperature input: temperature_K must not be given"
+            )
+        self.model = model
+        self.precision = precision
+        self.temperature_K = temperature_K
+        self.skin = skin
+        self.lanes = lanes
+        self.shape = Shape.of(model)
+        self.kernels = build_kernels(self.shape, precision)
+        self.lists = build_lists(precision)
+        self.builds = 0
+        self._key = self._present = self._cells = self.box = None
+
+    def __call__(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False) -> Evaluation:
+        """Energies, forces and virial of ``geometry``; per-site virials and descriptors on request.
+
+        Raises EvaluationError for overlapping sites and non-finite results.
+        """
+        n = len(geometry.positions)
+        if n == 0:
+            raise EvaluationError("there are no sites to evaluate")
+        self.take(geometry)
+        self._bring(geometry)
+        self.compute(2 if virials else 1)
+        state = self.state.copy_to_host()
+        if state[OVERLAP]:
+            self._report_overlap(geometry, int(state[OVERLAP]) - 1)
+        energies = self.energies.copy_to_host().astype(float)
+        forces = np.ascontiguousarray(self.forces.copy_to_host().reshape(3, n).T, float)
+        if state[NOT_FINITE]:
+            finite = np.isfinite(energies) & np.isfinite(forces).all(axis=1)
+            bad = int(state[NOT_FINITE]) - 1 if finite.all() else int(np.argmin(finite))
+            raise EvaluationError(
+                f"energy or force of site {bad} is not finite (energy {energies[bad]}, force {forces[bad].tolist()}): "
+                "are sites very close to each other?"
+            )
+        shape = (n, 3, 3)
+        q = None
+        if descriptors:
+            q = self.Q.copy_to_host().reshape(-1, n).T.astype(float) * self.model.q_scaler
+        return Evaluation(
+            energies=energies,
+            forces=forces,
+            virial=self.sums.copy_to_host().reshape(-1, TOTALS)[:, 1:].sum(axis=0).reshape(3, 3),
+            virials=self.virials.copy_to_host().reshape(9, n).T.astype(float).reshape(shape) if virials else None,
+            descriptors=q,
+        )
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def take(self, geometry: Geometry) -> None:
+        """Parameters and memory for these types and replicas."""
+        n = len(geometry.positions)
+        first = np.array([0, n]) if geometry.first is None else np.asarray(geometry.first)
+        key = n, geometry.types.tobytes(), first.tobytes()
+        if key == self._key:
+            return
+        types = geometry.types
+        if types.min() < 0 or types.max() >= self.model.n_types:
+            raise ValueError(
+                f"types: expected numbers from 0 to {self.model.n_types - 1}, got {types.min()} to {types.max()}"
+            )
+        counts = np.bincount(types, minlength=self.model.n_types)
+        present = tuple(np.flatnonzero(counts).tolist())
+        if present != self._present:
+            self.parameters, self._present = pack(self.model, present, self.precision), present
+        self.n, self.n_types, self.first_host = n, len(present), first
+        real, shape = precision(self.precision).real, self.shape
+        self.types = cuda.to_device((np.cumsum(counts > 0) - 1).astype(np.int32)[types])
+        self.replica = cuda.to_device(np.repeat(np.arange(len(first) - 1, dtype=np.int32), np.diff(first)))
+        self.first = cuda.to_device(first.astype(np.int32))
+        self.x = cuda.device_array(3 * n, np.float64)
+        self.origin = cuda.device_array(3 * n, precision(self.precision).fixed)
+        self.energies, self.zbl_energies = (cuda.device_array(n, real) for _ in range(2))
+        self.forces, self.virials = cuda.device_array(3 * n, real), cuda.device_array(9 * n, real)
+        self.Q, self.P = (cuda.device_array(shape.n_descriptor * n, real) for _ in range(2))
+        self.S = cuda.device_array(shape.n_angular * shape.n_sums * n, real)
+        self.slope = cuda.device_array(n * self.n_types * shape.k_radial, real)
+        self.near_end, self.angular_end = (cuda.device_array((self.n_types + 1) * n, np.int32) for _ in range(2))
+        self.state = cuda.to_device(np.zeros(STATE, np.int32))
+        replicas = len(first) - 1
+        self.sum_blocks = min(_MOST_BLOCKS, blocks_for(int(np.diff(first).max())))
+        self.block_sums = cuda.device_array(replicas * self.sum_blocks * TOTALS, np.float64)
+        self.sums = cuda.device_array(replicas * TOTALS, np.float64)
+        self.box = None
+        self._slots(near=32, angular=16, room=8)
+        self._key, self._cells = key, None
+
+    def _slots(self, near: int = 0, angular: int = 0, room: int = 0) -> None:
+        """Memory for so many neighbours, angular neighbours and members of a bin."""
+        n, real = self.n, precision(self.precision).real
+        if near:
+            self.near_slots, self.near = near, cuda.device_array(near * n, np.int32)
+        if angular:
+            self.slots = angular
+            self.angular, self.back = (cuda.device_array(angular * n, np.int32) for _ in range(2))
+            self.part = cuda.device_array(3 * angular * n, real)
+        if room:
+            self.room = room
+            if self.box is not None:
+                self.members = cuda.device_array(self.bin_count * room, np.int32)
+
+    # --- neighbours -----------------------------------------------------------------------------------------------
+
+    def _bring(self, geometry: Geometry) -> None:
+        """Positions to the device; a new list where the old one does not serve."""
+        replicas = len(self.first_host) - 1
+        cell, pbc = geometry.cell.reshape(replicas, 3, 3), geometry.pbc.reshape(replicas, 3)
+        cells = cell.tobytes() + pbc.tobytes()
+        self.x.copy_to_device(np.ascontiguousarray(geometry.positions).ravel())
+        self.state.copy_to_device(np.zeros(STATE, np.int32))
+        if cells == self._cells:
+            self.place()
+            self.check_moved()
+            if not self.state.copy_to_host()[STALE]:
+                return
+        self.set_box(geometry.positions, cell, pbc)
+        self.place()
+        self.find_all()
+        self._cells = cells
+
+    def set_box(self, positions, cell, pbc, spare: float = 1.0) -> None:
+        """Boxes for these cells, wide enough for ``spare`` times the list cutoff."""
+        kinds = precision(self.precision)
+        self.list_cutoff = float(self.parameters.limits[0].max()) + self.skin
+        reach = spare * self.list_cutoff
+        self.box = make_box(positions, cell, pbc, self.first_host, reach, self.precision)
+        limits = (self.parameters.limits + self.skin) ** 2
+        self.limits = cuda.to_device(limits.astype(kinds.real).ravel())
+        self.box_bits = kinds.bits
+        self.copies = int(self.box.copies.prod())
+        if self.copies * self.n >= 2**31:
+            raise ValueError(f"{self.copies} copies of {self.n} sites are too many for 32-bit numbers")
+        self.to_box = cuda.to_device(self.box.to_box.ravel())
+        self.to_vector = cuda.to_device(self.box.to_vector.astype(kinds.real).ravel())
+        self.offsets = cuda.to_device(self.box.offsets.ravel())
+        self.bins = cuda.to_device(self.box.bins.ravel())
+        self.bin_first = cuda.to_device(self.box.bin_first)
+        self.u = cuda.device_array(3 * self.copies * self.n, kinds.fixed)
+        self.reach = cuda.to_device(np.full(len(cell), 0.5 * self.skin, kinds.real))
+        self.bin_count = int(self.box.bin_first[-1])
+        self.counts = cuda.device_array(self.bin_count, np.int32)
+        self._slots(room=self.room)
+
+    def place(self) -> None:
+        """Places of all sites at their present positions."""
+        total = self.n * self.copies
+        self.lists[0][blocks_for(total), BLOCK](
+            self.n, self.copies, self.x, self.replica, self.to_box, self.offsets, self.u, self.state
+        )
+
+    def check_moved(self) -> None:
+        """STALE, if the list does not serve for the present places."""
+        self.lists[1][blocks_for(self.n), BLOCK](
+            self.n, self.n * self.copies, self.u, self.origin, self.replica, self.to_vector, self.reach, self.state
+        )
+
+    def find(self) -> None:
+        """A new list, if the old one is STALE; nothing comes back to the host."""
+        _, _, clear, fill_bins, sort_bins, find, select, pair_up, settle = self.lists
+        n, total, count = self.n, self.n * self.copies, self.bin_count
+        clear[blocks_for(count), BLOCK](count, self.counts, self.state)
+        fill_bins[blocks_for(total), BLOCK](
+            n, self.copies, self.u, self.replica, self.bins, self.bin_first, self.counts, self.members, self.room,
+            self.state,
+        )  # fmt: skip
+        sort_bins[blocks_for(count), BLOCK](count, self.counts, self.members, self.room, self.state)
+        find[blocks_for(n), BLOCK](
+            n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.limits, self.bins,
+            self.bin_first, self.counts, self.members, self.room, self.near_end, self.near, self.near_slots, self.state,
+        )  # fmt: skip
+        select[blocks_for(n), BLOCK](
+            n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.limits,
+            self.near_end, self.near, self.angular_end, self.angular, self.slots, self.state,
+        )  # fmt: skip
+        pair_up[blocks_for(n), BLOCK](
+            n, *map(int, self.box.copies), self.n_types, self.types, self.angular_end, self.angular, self.back,
+            self.state,
+        )  # fmt: skip
+        settle[blocks_for(n), BLOCK](n, total, self.u, self.origin, self.state)
+
+    def grow(self, state) -> bool:
+        """More memory where ``state`` says that there was not enough; whether there was not."""
+        need = {name: int(state[word]) for name, word in (("near", NEAR), ("angular", ANGULAR), ("room", BINS))}
+        # an eighth more, as densities fluctuate
+        self._slots(**{name: k + k // 8 + 2 for name, k in need.items() if k})
+        return any(need.values())
+
+    def find_all(self) -> None:
+        """A new list; again with more memory until it has enough."""
+        stale = np.zeros(STATE, np.int32)
+        stale[STALE] = 1
+        while True:
+            self.state.copy_to_device(stale)
+            self.find()
+            if not self.grow(self.state.copy_to_host()):
+                break
+        self.state.copy_to_device(np.zeros(STATE, np.int32))
+        self.builds += 1
+
+    # --- forces ---------------------------------------------------------------------------------------------------
+
+    def compute(self, virials: int) -> None:
+        """Energies, forces and totals; ``virials``: 0 none, 1 the total, 2 those of all sites too."""
+        k, p, n = self.kernels, self.parameters, self.n
+        lanes = self.lanes or (parts(self.shape) if n < _FEW_SITES else 1)
+        grid = (blocks_for(n), lanes)
+        real = precision(self.precision).real
+        k.sums[grid, BLOCK](
+            n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.near_end, self.near,
+            self.angular_end, self.angular, p.pair, p.c_radial, p.c_angular, p.zbl, real(self.temperature_K or 0.0),
+            self.Q, self.S, self.zbl_energies, self.state,
+        )  # fmt: skip
+        k.network[blocks_for(n), BLOCK](
+            n, self.n_types, self.types, p.c_radial, p.w0, p.b0, p.w1, p.w2, p.b2, p.bias, self.Q, self.P, self.S,
+            self.slope, self.zbl_energies, self.energies,
+        )  # fmt: skip
+        k.partial_forces[grid, BLOCK](
+            n, self.copies, self.n_types, self.slots, self.u, self.replica, self.types, self.to_vector,
+            self.angular_end, self.angular, p.pair, p.c_angular, p.zbl, self.S, self.part,
+        )  # fmt: skip
+        k.gather[virials][blocks_for(n), BLOCK](
+            n, self.copies, self.n_types, self.slots, self.u, self.replica, self.types, self.to_vector, self.near_end,
+            self.near, self.angular_end, self.angular, self.back, p.pair, self.slope, self.part, self.forces,
+            self.virials,
+        )  # fmt: skip
+        replicas = len(self.first_host) - 1
+        totals[(self.sum_blocks, replicas), BLOCK](
+            self.first, n, virials > 0, self.energies, self.forces, self.virials, self.block_sums, self.state
+        )
+        add_totals[blocks_for(replicas * TOTALS), BLOCK](replicas, self.sum_blocks, self.block_sums, self.sums)
+
+    def _report_overlap(self, geometry: Geometry, i: int) -> None:
+        """Name the two sites at one place, of which one is ``i``."""
+        r = int(np.searchsorted(self.first_host, i, side="right")) - 1
+        sites = np.arange(self.first_host[r], self.first_host[r + 1])
+        d = (geometry.positions[sites] - geometry.positions[i]) @ self.box.to_box[r]
+        # copies of the cell are at multiples of 1 / copies
+        d = (d * self.box.copies + 0.5) % 1.0 - 0.5
+        cell = np.linalg.inv(self.box.to_box[r]) / self.box.copies[:, None]
+        distance = np.linalg.norm(d @ cell, axis=1)
+        distance[sites == i] = np.inf
+        j = int(sites[np.argmin(distance)]) if len(sites) > 1 else i
+        raise EvaluationError(
+            f"sites {min(i, j)} and {max(i, j)} are at the same place"
+            if i != j and distance.min() < 1e-3
+            else f"site {i} is at the place of its own image"
+        )
