@@ -15,12 +15,15 @@ def machine(monkeypatch):
     find_spec = devices.importlib.util.find_spec
 
     def make(version, numba_cuda=True):
+        def installed(name):
+            return find_spec(name) if numba_cuda or name != "numba_cuda" else None
+
         monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
         monkeypatch.setattr(devices, "driver_version", lambda: version)
         monkeypatch.setattr(
             devices.importlib.util,
             "find_spec",
-            lambda name, found=find_spec: found(name) if numba_cuda or name != "numba_cuda" else None,
+            installed,
         )
         devices.why_no_cuda.cache_clear()
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from ase import units
 
 from ..potential.evaluate import EvaluationError, Evaluator, Geometry
 from ..potential.simd import LANES
 from ..potential.threads import run_chunks
+from .blowup import BlowUp, describe
 from .loop import (
     BAD_CELL,
     FINISHED,
@@ -32,7 +32,7 @@ from .loop import (
 )
 from .run import Run
 
-__all__ = ["BlowUp", "CpuBackend"]
+__all__ = ["CpuBackend"]
 
 # a call of the compiled loop lasts about this long, so that an interrupt is seen soon
 _SECONDS_PER_CALL = 0.1
@@ -41,10 +41,6 @@ _MAX_TASKS = 8192
 _SKIN = 1.0
 # memory for more neighbours of a site than it had when the run began
 _SPARE = 1.3
-
-
-class BlowUp(EvaluationError):
-    """A step that is finite but makes no sense."""
 
 
 class CpuBackend:
@@ -128,27 +124,4 @@ class CpuBackend:
                 else f"the energy{which} is not finite"
             )
         if reason in (HOT, BAD_CELL):
-            raise BlowUp(_describe(run, where, which))
-
-
-def _describe(run, where: int, which: str) -> str:
-    """What is wrong with a step that was given up for the limits of the run."""
-    s = run.state
-    sites = slice(s.first[where], s.first[where + 1])
-    kinetic, speed, smallest, largest = run.limits[where]
-    volume = abs(np.linalg.det(s.cell[where]))
-    if run.progress[REASON] == BAD_CELL:
-        return (
-            f"the volume{which} is {volume:.6g} Å³, expected {smallest:.6g} to {largest:.6g} Å³: the cell collapses or "
-            "flies apart"
-        )
-    v2 = (s.v[sites] ** 2).sum(axis=1)
-    worst = int(np.argmax(v2))
-    if np.sqrt(v2[worst]) > speed:
-        return (
-            f"atom {worst}{which} moves {np.sqrt(v2[worst]) * run.h:.3g} Å in one step, expected at most "
-            f"{speed * run.h:.3g} Å"
-        )
-    scale = 2.0 / (s.n_dof[where] * units.kB)
-    energy = 0.5 * (s.m[sites] * v2).sum()
-    return f"the temperature{which} is {energy * scale:.4g} K, expected at most {kinetic * scale:.4g} K"
+            raise BlowUp(describe(run, reason, where, which))

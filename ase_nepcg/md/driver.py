@@ -577,7 +577,12 @@ def _make_backend(calc, device, precision):
     device = parameters.device if device is None else device
     precision = parameters.precision if precision is None else precision
     # the calculator knows what there is
-    type(calc)(calc.model, device=device, precision=precision, temperature_K=parameters.temperature_K)
+    chosen = type(calc)(calc.model, device=device, precision=precision, temperature_K=parameters.temperature_K)
+    if chosen.device == "cuda":
+        from ase_nepcg_cuda import CudaBackend
+
+        precision = "mixed" if precision == "auto" else precision
+        return CudaBackend(calc.model, precision=precision, temperature_K=parameters.temperature_K)
     return CpuBackend(calc.model, threads=parameters.threads, temperature_K=parameters.temperature_K)
 
 

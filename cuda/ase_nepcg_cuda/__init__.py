@@ -1,12 +1,14 @@
-"""Numba-CUDA kernels of ase_nepcg; used through ``NEP(model, device="cuda")``."""
+"""Numba-CUDA kernels of ase_nepcg; used through ``NEP(model, device="cuda")`` and ``MD(..., device="cuda")``."""
 
-__all__ = ["CudaEvaluator"]
+import importlib
+
+_MODULES = {"CudaBackend": "backend", "CudaEvaluator": "evaluate"}
+
+__all__ = ["CudaBackend", "CudaEvaluator"]
 
 
 def __getattr__(name):
     # importing the package imports neither numba nor a driver
-    if name == "CudaEvaluator":
-        from .evaluate import CudaEvaluator
-
-        return CudaEvaluator
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

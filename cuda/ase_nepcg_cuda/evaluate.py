@@ -14,7 +14,8 @@ from .lists import ANGULAR, BINS, NEAR, NOT_FINITE, OVERLAP, STALE, STATE, build
 from .nep import build_kernels, parts
 from .parameters import pack
 from .precision import precision
-from .totals import TOTALS, add_totals, totals
+from .totals import TOTALS, add_totals
+from .totals import totals as sum_over_sites
 
 __all__ = ["CudaEvaluator"]
 
@@ -61,7 +62,7 @@ class CudaEvaluator:
         self.compute(2 if virials else 1)
         state = self.state.copy_to_host()
         if state[OVERLAP]:
-            self._report_overlap(geometry, int(state[OVERLAP]) - 1)
+            self.report_overlap(geometry.positions, int(state[OVERLAP]) - 1)
         energies = self.energies.copy_to_host().astype(float)
         forces = np.ascontiguousarray(self.forces.copy_to_host().reshape(3, n).T, float)
         if state[NOT_FINITE]:
@@ -78,7 +79,7 @@ class CudaEvaluator:
         return Evaluation(
             energies=energies,
             forces=forces,
-            virial=self.sums.copy_to_host().reshape(-1, TOTALS)[:, 1:].sum(axis=0).reshape(3, 3),
+            virial=self.replica_totals()[:, 1:].sum(axis=0).reshape(3, 3),
             virials=self.virials.copy_to_host().reshape(9, n).T.astype(float).reshape(shape) if virials else None,
             descriptors=q,
         )
@@ -237,8 +238,16 @@ class CudaEvaluator:
 
     # --- forces ---------------------------------------------------------------------------------------------------
 
-    def compute(self, virials: int) -> None:
-        """Energies, forces and totals; ``virials``: 0 none, 1 the total, 2 those of all sites too."""
+    def forget(self) -> None:
+        """The next call makes a new list."""
+        self._cells = None
+
+    def replica_totals(self) -> np.ndarray:
+        """Energy and virial (nine numbers) of each replica, eV, after an evaluation with totals."""
+        return self.sums.copy_to_host().reshape(-1, TOTALS)
+
+    def compute(self, virials: int, totals: bool = True) -> None:
+        """Energies and forces; ``virials``: 0 none, 1 the total, 2 those of all sites too; ``totals``: of replicas."""
         k, p, n = self.kernels, self.parameters, self.n
         lanes = self.lanes or (parts(self.shape) if n < _FEW_SITES else 1)
         grid = (blocks_for(n), lanes)
@@ -261,17 +270,19 @@ class CudaEvaluator:
             self.near, self.angular_end, self.angular, self.back, p.pair, self.slope, self.part, self.forces,
             self.virials,
         )  # fmt: skip
+        if not totals:
+            return
         replicas = len(self.first_host) - 1
-        totals[(self.sum_blocks, replicas), BLOCK](
+        sum_over_sites[(self.sum_blocks, replicas), BLOCK](
             self.first, n, virials > 0, self.energies, self.forces, self.virials, self.block_sums, self.state
         )
         add_totals[blocks_for(replicas * TOTALS), BLOCK](replicas, self.sum_blocks, self.block_sums, self.sums)
 
-    def _report_overlap(self, geometry: Geometry, i: int) -> None:
+    def report_overlap(self, positions, i: int) -> None:
         """Name the two sites at one place, of which one is ``i``."""
         r = int(np.searchsorted(self.first_host, i, side="right")) - 1
         sites = np.arange(self.first_host[r], self.first_host[r + 1])
-        d = (geometry.positions[sites] - geometry.positions[i]) @ self.box.to_box[r]
+        d = (positions[sites] - positions[i]) @ self.box.to_box[r]
         # copies of the cell are at multiples of 1 / copies
         d = (d * self.box.copies + 0.5) % 1.0 - 0.5
         cell = np.linalg.inv(self.box.to_box[r]) / self.box.copies[:, None]

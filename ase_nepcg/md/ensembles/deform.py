@@ -69,9 +69,10 @@ def _factors(s, r, h, p, q, step):
         if p[_ROLE + k] == 1.0:
             q[_FIRST + k], q[_SECOND + k] = middle / now, after / middle
         elif p[_ROLE + k] == 2.0:
-            square = s.virial[r, k, k] + p[_KT]
+            kinetic = 0.0
             for i in range(s.first[r], s.first[r + 1]):
-                square += s.m[i] * s.v[i, k] * s.v[i, k]
+                kinetic += s.m[i] * s.v[i, k] * s.v[i, k]
+            square = s.virial[r, k, k] + p[_KT] + kinetic
             noise = a if k == 0 else (b if k == 1 else c)
             strain = p[_MOBILITY] * h * (square / v - p[_PRESSURE])
             strain += math.sqrt(2.0 * p[_KT] * p[_MOBILITY] * h / v) * noise

@@ -1,0 +1,224 @@
+"""The device behind a run: the same methods as ``ase_nepcg.md.cpu.CpuBackend``.
+
+Between two moments at which the host is due (an observer, a function of the user's, the end of a block) nothing leaves
+the device: one step is the first half of the ensemble, the box, places, a new neighbour list if the device finds that
+one is needed, forces, and the second half. The arrays of the :class:`~ase_nepcg.md.run.Run` stay as they were at the
+beginning of the block until it has ended well. So a block with too little memory is simply made again with more, and
+one in which something went wrong is made again in smaller blocks, down to the step that cannot be made.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numba import cuda
+
+from ase_nepcg.md.blowup import BlowUp, check_limits, describe
+from ase_nepcg.md.loop import NOT_FINITE as RUN_NOT_FINITE
+from ase_nepcg.md.loop import PHASE, REASON, STEP, WHERE, complete_step, ensemble_kernels
+from ase_nepcg.md.run import Run
+from ase_nepcg.potential.evaluate import EvaluationError, Geometry
+
+from .device import BLOCK, blocks_for
+from .evaluate import CudaEvaluator
+from .integrate import TEAM, build_collect, build_ensemble, build_follow
+from .lists import NARROW, NOT_FINITE, OVERLAP, STATE
+
+__all__ = ["CudaBackend"]
+
+_SECONDS_PER_BLOCK = 0.1
+_MOST_STEPS = 4096
+_SKIN = 1.0
+# a cell that changes may become so much thinner before its box is made anew
+_SPARE = 1.05
+# what a run changes
+_CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies")
+
+
+class CudaBackend:
+    """Advances a :class:`~ase_nepcg.md.run.Run` by the forces of a NEP model on the device."""
+
+    def __init__(self, model, *, precision="mixed", temperature_K=None, skin=_SKIN, lanes=None):
+        self.evaluator = CudaEvaluator(model, precision=precision, temperature_K=temperature_K, lanes=lanes, skin=skin)
+        self._block = 16
+        self._of = self._box = self._cells = None
+        self._spare = _SPARE
+
+    @property
+    def builds(self) -> int:
+        """Neighbour lists made by the host; those that the device makes during a block are not counted."""
+        return self.evaluator.builds
+
+    def evaluate(self, run: Run, virials: bool = False) -> None:
+        """Energies, forces and virials at the present positions, into the state; EvaluationError if there are none."""
+        s = run.state
+        per_site = virials or run.ensemble.per_site
+        result = self.evaluator(Geometry(s.x, s.cell, s.pbc, s.types, s.first), virials=per_site)
+        s.f[:], s.energies[:] = result.forces, result.energies
+        if per_site:
+            s.virials[:] = result.virials.reshape(-1, 9)
+        totals = self.evaluator.replica_totals()
+        s.energy[:], s.virial[:] = totals[:, 0], totals[:, 1:].reshape(-1, 3, 3)
+        drive = ensemble_kernels(run.ensemble)[3]
+        if drive is not None:
+            drive(s, run.h, run.p, run.q, run.step)
+
+    def advance(self, run: Run, last_step: int) -> None:
+        """Some steps towards ``last_step``, about 0.1 s.
+
+        Raises EvaluationError where a step cannot be completed; ``run.rewind()`` leads back to its beginning.
+        """
+        self._spare = _SPARE
+        self._take(run)
+        steps = min(last_step - run.step, self._until_due(run), self._block)
+        started = time.perf_counter()
+        while True:
+            self._upload(run)
+            for k in range(1, steps + 1):
+                self._step(run, run.step + k, last=k == steps)
+            words = self.evaluator.state.copy_to_host()
+            if self._make_room(run, words):
+                # what the cell does in fewer steps is less
+                steps = (steps + 1) // 2
+                continue
+            if not words[OVERLAP] and not words[NOT_FINITE]:
+                state = self._download(run)
+                wrong = check_limits(state, run.limits)
+                if wrong is None:
+                    break
+            if steps == 1:
+                self._give_up(run, words)
+            steps = (steps + 1) // 2
+        for name in _CHANGED:
+            getattr(run.state, name)[:] = getattr(state, name)
+        if self._wants_virials(run, run.step + steps):
+            run.state.virials[:] = self.device.virials.copy_to_host()
+        run.q[:] = self.q.copy_to_host()
+        # the last step is counted with its observers
+        run.progress[STEP] += steps - 1
+        complete_step(0, run.state, run.h, run.p, run.q, run.progress, run.calendar)
+        seconds = time.perf_counter() - started
+        if steps == self._block and seconds > 0:
+            factor = min(max(_SECONDS_PER_BLOCK / seconds, 0.25), 4.0)
+            self._block = int(min(max(self._block * factor, 1), _MOST_STEPS))
+
+    # --- one block ------------------------------------------------------------------------------------------------
+
+    def _step(self, run, step: int, last: bool) -> None:
+        """Launches of one step; ``last``: of the block, after which energies and virials are looked at."""
+        e, s, n = self.evaluator, self.device, self.evaluator.n
+        replicas = len(run.q)
+        begin, end, drive = build_ensemble(run.ensemble, run.q.shape[1])
+        begin[replicas, TEAM](s, run.h, self.p, self.q, step)
+        follow, remember = build_follow(e.precision)
+        if run.ensemble.changes_cell:
+            follow[blocks_for(replicas), BLOCK](
+                replicas, *map(int, e.box.copies), s.cell, s.pbc, self.rows, e.bins, e.list_cutoff, e.skin, self.built,
+                e.to_box, e.to_vector, e.reach, e.state,
+            )  # fmt: skip
+        e.place()
+        e.check_moved()
+        e.find()
+        if run.ensemble.changes_cell:
+            remember[blocks_for(replicas), BLOCK](replicas, e.skin, e.to_box, self.built, e.reach, e.state)
+        per_site = run.ensemble.per_site or (last and self._wants_virials(run, step))
+        total = last or run.ensemble.changes_cell
+        e.compute(2 if per_site else int(total), totals=total)
+        build_collect(e.precision)[blocks_for(max(n, replicas)), BLOCK](
+            n, e.forces, e.energies, total, e.sums, per_site, e.virials, s
+        )
+        if drive is not None:
+            drive[replicas, TEAM](s, run.h, self.p, self.q, step)
+        end[replicas, TEAM](s, run.h, self.p, self.q, step)
+
+    def _until_due(self, run) -> int:
+        """Steps until an observer of the calendar is due, at least one."""
+        steps = _MOST_STEPS
+        for row in run.calendar.table:
+            interval, after = int(row[2]), int(row[3])
+            since = run.step - after
+            steps = min(steps, interval - since if since < 0 else interval - since % interval)
+        return max(steps, 1)
+
+    def _wants_virials(self, run, step: int) -> bool:
+        return run.ensemble.per_site or any(
+            row[-1] and step > row[3] and (step - row[3]) % row[2] == 0 for row in run.calendar.table
+        )
+
+    # --- between host and device ----------------------------------------------------------------------------------
+
+    def _take(self, run) -> None:
+        """Memory for this run, a box for its cells, and a list."""
+        s, e = run.state, self.evaluator
+        geometry = Geometry(s.x, s.cell, s.pbc, s.types, s.first)
+        e.take(geometry)
+        if self._of is not run.state:
+            self._of = run.state
+            self.device = type(s)(*(cuda.to_device(np.ascontiguousarray(one)) for one in s))
+            self.p, self.q = cuda.to_device(run.p), cuda.to_device(run.q)
+            self._box = None
+        cells = s.cell.tobytes() + s.pbc.tobytes()
+        open_sides = not s.pbc.all()
+        # a box that follows its cell is good until it says otherwise; around what is not periodic sites may spread
+        if self._box is not e.box or open_sides or (cells != self._cells and not run.ensemble.changes_cell):
+            self._new_box(run)
+        self._cells = cells
+
+    def _new_box(self, run) -> None:
+        s, e = run.state, self.evaluator
+        e.x.copy_to_device(s.x.ravel())
+        e.set_box(s.x, s.cell, s.pbc, spare=self._spare if run.ensemble.changes_cell else 1.0)
+        e.place()
+        e.find_all()
+        self.built = cuda.to_device(e.box.to_box.ravel())
+        self.rows = cuda.to_device(np.linalg.inv(e.box.to_box).ravel())
+        self._box = e.box
+        # for its own purposes the evaluator makes another one
+        e.forget()
+
+    def _upload(self, run) -> None:
+        s, e = run.state, self.evaluator
+        for name in (*_CHANGED, "held", "m", "w", "seed"):
+            getattr(self.device, name).copy_to_device(getattr(s, name))
+        # the places are those of the positions of the state
+        e.x = self.device.x.ravel()
+        self.p.copy_to_device(run.p)
+        self.q.copy_to_device(run.q)
+        e.state.copy_to_device(np.zeros(STATE, np.int32))
+
+    def _download(self, run):
+        """The state at the end of a block, in arrays of its own."""
+        s = run.state
+        return s._replace(**{name: getattr(self.device, name).copy_to_host() for name in _CHANGED})
+
+    def _make_room(self, run, words) -> bool:
+        """Whether the block must be made again with more memory or a wider box, which are there then."""
+        again = self.evaluator.grow(words)
+        if words[NARROW]:
+            # the box made at the beginning of the block was not wide enough for its end
+            self._spare *= _SPARE
+        if words[NARROW] or again:
+            self._new_box(run)
+        return bool(words[NARROW]) or again
+
+    def _give_up(self, run, words) -> None:
+        """Leave the failed step in the state, its beginning in the backup, and say what is wrong."""
+        s, old = run.state, run.backup
+        old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, run.q
+        state = self._download(run)
+        for name in _CHANGED:
+            getattr(s, name)[:] = getattr(state, name)
+        run.progress[PHASE] = 1
+        if words[OVERLAP]:
+            self.evaluator.report_overlap(s.x, int(words[OVERLAP]) - 1)
+        if words[NOT_FINITE]:
+            where = int(np.searchsorted(s.first, int(words[NOT_FINITE]) - 1, side="right")) - 1
+            run.progress[REASON], run.progress[WHERE] = RUN_NOT_FINITE, where
+            which = f" of replica {where}" if len(s.seed) > 1 else ""
+            sites = slice(s.first[where], s.first[where + 1])
+            bad = int(np.argmin(np.isfinite(s.f[sites]).all(axis=1)))
+            raise EvaluationError(f"the force on atom {bad}{which} is {s.f[sites][bad].tolist()}")
+        reason, where = check_limits(s, run.limits)
+        run.progress[REASON], run.progress[WHERE] = reason, where
+        raise BlowUp(describe(run, reason, where, f" of replica {where}" if len(s.seed) > 1 else ""))

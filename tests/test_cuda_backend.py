@@ -1,0 +1,146 @@
+"""Runs on the device against runs on the CPU: the same trajectories."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.constraints import FixAtoms
+from ase_nepcg_cuda import backend
+from cuda_systems import liquid
+
+from ase_nepcg import MD, NEP, FixBeads
+from ase_nepcg.md import HNEMD, NPT, NVE, RDF, Bussi, Deform, HeatCurrent, Langevin, MDFailed, NoseHoover, Thermo
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+ENSEMBLES = {
+    "nve": NVE(),
+    "langevin": Langevin(300.0, 0.01),
+    "bussi": Bussi(300.0, 50.0),
+    "nose-hoover": NoseHoover(300.0, 50.0),
+    "scr": NPT(300.0, 0.1, 50.0, 300.0),
+    "scr triclinic": NPT(300.0, 0.1, 50.0, 300.0, coupling="triclinic"),
+    "mttk": NPT(300.0, 0.1, 50.0, 300.0, method="mttk", coupling="anisotropic"),
+    "deform": Deform("x", 0.5, 300.0, free="yz", tau_p_fs=200.0, tau_fs=50.0),
+    "hnemd": HNEMD(300.0, (1e-3, 0.0, 2e-3), convective=True),
+}
+
+
+def system(n=5, seed=1, density=0.04):
+    geometry = liquid(n, density, seed)
+    atoms = Atoms(f"O{n}", positions=geometry.positions, cell=geometry.cell, pbc=True)
+    rng = np.random.default_rng(seed)
+    atoms.set_momenta(rng.normal(size=(n, 3)) * np.sqrt(0.02 * atoms.get_masses())[:, None])
+    return atoms
+
+
+def run_of(model, ensemble, device, atoms=None, steps=3, precision="double", seed=7, timestep_fs=1.0):
+    atoms = system() if atoms is None else atoms
+    atoms.calc = NEP(model, device=device, precision=precision, threads=1)
+    md = MD(atoms, timestep_fs, ensemble, seed=seed, progress=False)
+    md.run(steps)
+    return md
+
+
+def same(a, b, tolerance=1e-12):
+    for get in (
+        lambda md: md.atoms.positions,
+        lambda md: md.atoms.get_velocities(),
+        lambda md: md.atoms.cell.array,
+        lambda md: md.atoms.get_forces(),
+        lambda md: np.array([md.potential_energy(), md.conserved_energy()]),
+    ):
+        np.testing.assert_allclose(get(a), get(b), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_every_ensemble_moves_as_on_the_cpu(models, name):
+    same(*(run_of(models["single"], ENSEMBLES[name], device) for device in ("cpu", "cuda")))
+
+
+def test_mixed_precision_stays_near(models):
+    runs = [
+        run_of(models["single"], Langevin(300.0, 0.01), device, precision=precision, steps=6)
+        for device, precision in (("cpu", "double"), ("cuda", "mixed"))
+    ]
+    same(*runs, tolerance=2e-6)
+
+
+@pytest.mark.parametrize("constraint", [FixAtoms([1]), FixBeads([[0, 2], [3, 4]])])
+def test_held_and_frozen_sites(models, constraint):
+    runs = []
+    for device in ("cpu", "cuda"):
+        atoms = system()
+        atoms.set_constraint(constraint)
+        runs.append(run_of(models["single"], Langevin(300.0, 0.05), device, atoms))
+    same(*runs)
+
+
+def test_observers_see_the_same(models):
+    tables = []
+    for device in ("cpu", "cuda"):
+        atoms = system()
+        atoms.calc = NEP(models["single"], device=device, precision="double", threads=1)
+        md = MD(atoms, 1.0, NVE(), seed=1, progress=False)
+        thermo, rdf = md.attach(Thermo(), 2), md.attach(RDF(3.0, 30), 1)
+        heat = md.attach(HeatCurrent(length=2), 2)
+        md.run(4)
+        tables.append((thermo.floats, rdf.ints, rdf.floats, heat.floats))
+    for a, b in zip(*tables, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_a_run_in_pieces_is_the_same_bits(models):
+    whole = run_of(models["single"], Langevin(300.0, 0.01), "cuda", steps=4)
+    pieces = run_of(models["single"], Langevin(300.0, 0.01), "cuda", steps=1)
+    for steps in (2, 1):
+        pieces.run(steps)
+    np.testing.assert_array_equal(whole.atoms.positions, pieces.atoms.positions)
+    np.testing.assert_array_equal(whole.atoms.get_velocities(), pieces.atoms.get_velocities())
+
+
+def test_a_batch_is_what_its_runs_are(models):
+    def runs(device):
+        made = []
+        for k, n in enumerate((4, 6)):
+            atoms = system(n, seed=k + 2)
+            atoms.calc = NEP(models["single"], device=device, precision="double", threads=1)
+            made.append(MD(atoms, 1.0, Bussi(300.0, 50.0), seed=k, progress=False))
+        return made
+
+    alone, together = runs("cpu"), runs("cuda")
+    for md in alone:
+        md.run(3)
+    MD.batch(together).run(3)
+    for a, b in zip(alone, together, strict=True):
+        same(a, b)
+
+
+def test_lists_and_boxes_are_made_anew_on_the_way(models, monkeypatch):
+    # fast sites in a cell that becomes too thin for its first box
+    monkeypatch.setattr(backend, "_SPARE", 1.001)
+    runs = []
+    for device in ("cpu", "cuda"):
+        atoms = system(6, density=0.0020)
+        atoms.set_momenta(20.0 * atoms.get_momenta())
+        runs.append(run_of(models["single"], Deform("x", -4.0), device, atoms, steps=5, timestep_fs=2.0))
+    same(*runs, tolerance=1e-10)
+    evaluator = runs[1]._backend.evaluator
+    assert evaluator.builds > 2
+    np.testing.assert_array_equal(evaluator.box.copies, [2, 1, 1])
+
+
+def test_a_step_that_cannot_be_made_leaves_the_one_before(models):
+    failures = []
+    for device in ("cpu", "cuda"):
+        atoms = system()
+        momenta = atoms.get_momenta()
+        momenta[2] = [4000.0, 0.0, 0.0]
+        atoms.set_momenta(momenta)
+        atoms.calc = NEP(models["single"], device=device, precision="double", threads=1)
+        md = MD(atoms, 1.0, NVE(), seed=1, progress=False)
+        with pytest.raises(MDFailed, match=r"step 1 cannot be completed: (atom 2 moves|the temperature is)") as failure:
+            md.run(5)
+        failures.append(str(failure.value).split(": ")[1])
+        assert md.nsteps == 0
+        np.testing.assert_allclose(atoms.positions, system().positions)
+    assert failures[0] == failures[1]
