@@ -212,13 +212,19 @@ class NEP(Calculator):
         """Where this calculator computes: "cpu" or "cuda"."""
         return resolve(self.parameters.device)
 
+    @property
+    def precision(self) -> str:
+        """What this calculator computes in: "double" or "mixed"."""
+        if self.parameters.precision != "auto":
+            return self.parameters.precision
+        return "mixed" if self.device == "cuda" else "double"
+
     def _make_evaluator(self):
         parameters = self.parameters
         if self.device == "cuda":
             from ase_nepcg_cuda import CudaEvaluator
 
-            precision = "mixed" if parameters.precision == "auto" else parameters.precision
-            return CudaEvaluator(self._model, precision=precision, temperature_K=parameters.temperature_K)
+            return CudaEvaluator(self._model, precision=self.precision, temperature_K=parameters.temperature_K)
         from .potential.evaluate import Evaluator
 
         return Evaluator(self._model, threads=parameters.threads, temperature_K=parameters.temperature_K)

@@ -160,11 +160,21 @@ class Info:
 
     @staticmethod
     def add_arguments(parser):
-        parser.add_argument("files", nargs="+", metavar="FILE", help="model file (nep.txt)")
+        parser.add_argument("files", nargs="*", metavar="FILE", help="model file (nep.txt)")
         parser.add_argument("--json", action="store_true", help="print a JSON list with one object per file")
+        parser.add_argument(
+            "--cuda",
+            action="store_true",
+            help="say what there is of CUDA, whether kernels run, and what to install",
+        )
 
     @staticmethod
     def run(args) -> int:
+        if args.cuda:
+            return _print_cuda(args.json)
+        if not args.files:
+            print("nepcg info: error: the following arguments are required: FILE (or --cuda)", file=sys.stderr)
+            return 2
         from .model import NEPModel
 
         status, records, blocks = 0, [], []
@@ -186,6 +196,20 @@ class Info:
         elif blocks:
             print("\n\n".join(blocks))
         return status
+
+
+def _print_cuda(as_json: bool) -> int:
+    """Print what there is of CUDA; 1 where something is to be done."""
+    from ase_nepcg_cuda.diagnose import diagnose
+
+    found = diagnose()
+    if as_json:
+        print(json.dumps([one._asdict() for one in found], indent=2))
+    else:
+        width = max(len(one.what) for one in found)
+        for one in found:
+            print(f"{one.what:{width}}  {one.answer}" + (f"\n{'':{width}}  -> {one.advice}" if one.advice else ""))
+    return int(any(one.advice for one in found))
 
 
 def summarize(model) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .cli_md_start import set_velocities, starting_structure
 from .cli_numbers import finite, from_zero, positive, positive_integer
+from .devices import DEVICES
 from .errors import closest
 
 __all__ = ["MDCommand"]
@@ -61,6 +62,7 @@ class MDCommand:
         run("--steps", type=_steps, metavar="N", help="length of the run in steps, or")
         run("--time-ps", type=from_zero, metavar="T", help="in ps (with --restart: how much further)")
         run("--seed", type=int, metavar="N", help="of noise and velocities (default: a new one)")
+        run("--device", choices=DEVICES, help="where to compute (default: a CUDA device if there is one, else the CPU)")
         run("--threads", type=positive_integer, metavar="N", help="threads (default: all cores)")
         run("--restart", metavar="PREFIX.npz", help="go on from a checkpoint")
 
@@ -187,7 +189,7 @@ def _new(args):
     set_velocities(args, atoms, settings.get("temperature_K"), seed)
     atoms.calc = NEP(
         model,
-        device="cpu",
+        device=getattr(args, "device", None) or "auto",
         threads=getattr(args, "threads", None),
         temperature_K=float(kelvin) if model.temperature else None,
     )

@@ -20,6 +20,7 @@ def run():
         [np.zeros(2, int), np.zeros(1, int)],
         [2.0 * np.eye(3), 3.0 * np.eye(3)],
         np.ones((2, 3), bool),
+        seeds=(0, 1),
     )
     limits = np.array([[10.0, 4.0, 4.0, 16.0], [10.0, 4.0, 20.0, 30.0]])
     return SimpleNamespace(state=state, limits=limits, h=0.5)

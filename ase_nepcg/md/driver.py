@@ -581,8 +581,7 @@ def _make_backend(calc, device, precision):
     if chosen.device == "cuda":
         from ase_nepcg_cuda import CudaBackend
 
-        precision = "mixed" if precision == "auto" else precision
-        return CudaBackend(calc.model, precision=precision, temperature_K=parameters.temperature_K)
+        return CudaBackend(calc.model, precision=chosen.precision, temperature_K=parameters.temperature_K)
     return CpuBackend(calc.model, threads=parameters.threads, temperature_K=parameters.temperature_K)
 
 

@@ -145,9 +145,14 @@ class NepEngine:
 
     has_virial = True
 
-    def __init__(self, model, types, cell, pbc, *, threads=None, temperature_K=None):
+    def __init__(self, model, types, cell, pbc, *, threads=None, temperature_K=None, device="cpu", precision="double"):
         # for a few hundred atoms a list costs as much as an evaluation; this one holds longer than usual
-        self.backend = CpuBackend(model, threads=threads, temperature_K=temperature_K, skin=1.5)
+        if device == "cuda":
+            from ase_nepcg_cuda import CudaBackend
+
+            self.backend = CudaBackend(model, precision=precision, temperature_K=temperature_K, skin=1.5)
+        else:
+            self.backend = CpuBackend(model, threads=threads, temperature_K=temperature_K, skin=1.5)
         self._geometry = types, cell, pbc
 
     def _enter(self, run) -> None:

@@ -180,6 +180,8 @@ class Sampler:
                 atoms.pbc,
                 threads=parameters.threads,
                 temperature_K=parameters.temperature_K,
+                device=atoms.calc.device,
+                precision=atoms.calc.precision,
             )
             engine.has_virial = _has_volume(atoms)
             return engine
