@@ -98,13 +98,14 @@ def test_a_run_in_pieces_is_the_same_bits(models):
     np.testing.assert_array_equal(whole.atoms.get_velocities(), pieces.atoms.get_velocities())
 
 
-def test_a_batch_is_what_its_runs_are(models):
+@pytest.mark.parametrize("ensemble", [Bussi(300.0, 50.0), NPT(300.0, 0.1, 50.0, 300.0)])
+def test_a_batch_is_what_its_runs_are(models, ensemble):
     def runs(device):
         made = []
         for k, n in enumerate((4, 6)):
             atoms = system(n, seed=k + 2)
             atoms.calc = NEP(models["single"], device=device, precision="double", threads=1)
-            made.append(MD(atoms, 1.0, Bussi(300.0, 50.0), seed=k, progress=False))
+            made.append(MD(atoms, 1.0, ensemble, seed=k, progress=False))
         return made
 
     alone, together = runs("cpu"), runs("cuda")
@@ -113,6 +114,17 @@ def test_a_batch_is_what_its_runs_are(models):
     MD.batch(together).run(3)
     for a, b in zip(alone, together, strict=True):
         same(a, b)
+
+
+def test_a_restart_goes_on_as_if_nothing_had_happened(models, tmp_path):
+    whole = run_of(models["single"], ENSEMBLES["scr"], "cuda", steps=4)
+    half = run_of(models["single"], ENSEMBLES["scr"], "cuda", steps=2)
+    half.checkpoint(tmp_path / "half.npz")
+    rest = MD.restart(tmp_path / "half.npz")
+    rest.progress = False
+    assert type(rest._backend).__module__ == backend.__name__
+    rest.run(2)
+    same(whole, rest, tolerance=1e-13)
 
 
 def test_lists_and_boxes_are_made_anew_on_the_way(models, monkeypatch):

@@ -17,7 +17,7 @@ def sums_of(energies, forces, virials, first, blocks=2):
     parts, out = cuda.device_array(replicas * blocks * TOTALS, np.float64), cuda.device_array(replicas * TOTALS, float)
     state = cuda.to_device(np.zeros(STATE, np.int32))
     arrays = [cuda.to_device(np.ascontiguousarray(a, np.float32).ravel()) for a in (energies, forces, virials)]
-    totals[(blocks, replicas), BLOCK](cuda.to_device(np.array(first, np.int32)), n, True, *arrays, parts, state)
+    totals[(replicas, blocks), BLOCK](cuda.to_device(np.array(first, np.int32)), n, True, *arrays, parts, state)
     add_totals[4, BLOCK](replicas, blocks, parts, out)
     return out.copy_to_host().reshape(replicas, TOTALS), state.copy_to_host()
 

@@ -15,6 +15,7 @@ import numpy as np
 from numba import cuda
 
 from ase_nepcg.md.blowup import BlowUp, check_limits, describe
+from ase_nepcg.md.calendar import uninterrupted
 from ase_nepcg.md.loop import NOT_FINITE as RUN_NOT_FINITE
 from ase_nepcg.md.loop import PHASE, REASON, STEP, WHERE, complete_step, ensemble_kernels
 from ase_nepcg.md.run import Run
@@ -22,8 +23,8 @@ from ase_nepcg.potential.evaluate import EvaluationError, Geometry
 
 from .device import BLOCK, blocks_for
 from .evaluate import CudaEvaluator
-from .integrate import TEAM, build_collect, build_ensemble, build_follow
-from .lists import NARROW, NOT_FINITE, OVERLAP, STATE
+from .integrate import TEAM, build_collect, build_ensemble, build_follow, judge
+from .lists import NARROW, NOT_FINITE, OVERLAP, STATE, UNLIKELY
 
 __all__ = ["CudaBackend"]
 
@@ -32,6 +33,8 @@ _MOST_STEPS = 4096
 _SKIN = 1.0
 # a cell that changes may become so much thinner before its box is made anew
 _SPARE = 1.05
+# one step is made again so often for want of memory
+_MOST_REPEATS = 8
 # what a run changes
 _CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies")
 
@@ -69,35 +72,42 @@ class CudaBackend:
 
         Raises EvaluationError where a step cannot be completed; ``run.rewind()`` leads back to its beginning.
         """
+        if last_step <= run.step:
+            return
         self._spare = _SPARE
         self._take(run)
         steps = min(last_step - run.step, self._until_due(run), self._block)
+        self._limits = cuda.to_device(run.limits)
         started = time.perf_counter()
+        repeats = 0
         while True:
             self._upload(run)
             for k in range(1, steps + 1):
                 self._step(run, run.step + k, last=k == steps)
             words = self.evaluator.state.copy_to_host()
-            if self._make_room(run, words):
-                # what the cell does in fewer steps is less
+            short = words[NARROW] or any(self.evaluator.needed(words).values())
+            wrong = words[OVERLAP] or words[NOT_FINITE] or words[UNLIKELY]
+            if not short and not wrong:
+                break
+            if steps > 1 and (wrong or repeats):
+                # what such a step asks for makes no sense; find the step
                 steps = (steps + 1) // 2
                 continue
-            if not words[OVERLAP] and not words[NOT_FINITE]:
-                state = self._download(run)
-                wrong = check_limits(state, run.limits)
-                if wrong is None:
-                    break
-            if steps == 1:
+            repeats += 1
+            if not short or (words[NARROW] and words[UNLIKELY]) or repeats > _MOST_REPEATS:
                 self._give_up(run, words)
-            steps = (steps + 1) // 2
-        for name in _CHANGED:
-            getattr(run.state, name)[:] = getattr(state, name)
-        if self._wants_virials(run, run.step + steps):
-            run.state.virials[:] = self.device.virials.copy_to_host()
-        run.q[:] = self.q.copy_to_host()
-        # the last step is counted with its observers
-        run.progress[STEP] += steps - 1
-        complete_step(0, run.state, run.h, run.p, run.q, run.progress, run.calendar)
+            self._make_room(run, words)
+        state, q = self._download(run), self.q.copy_to_host()
+        virials = self.device.virials.copy_to_host() if self._wants_virials(run, run.step + steps) else None
+        with uninterrupted():
+            for name in _CHANGED:
+                getattr(run.state, name)[:] = getattr(state, name)
+            if virials is not None:
+                run.state.virials[:] = virials
+            run.q[:] = q
+            # the last step is counted with its observers
+            run.progress[STEP] += steps - 1
+            complete_step(0, run.state, run.h, run.p, run.q, run.progress, run.calendar)
         seconds = time.perf_counter() - started
         if steps == self._block and seconds > 0:
             factor = min(max(_SECONDS_PER_BLOCK / seconds, 0.25), 4.0)
@@ -131,6 +141,7 @@ class CudaBackend:
         if drive is not None:
             drive[replicas, TEAM](s, run.h, self.p, self.q, step)
         end[replicas, TEAM](s, run.h, self.p, self.q, step)
+        judge[replicas, TEAM](s, self._limits, e.state)
 
     def _until_due(self, run) -> int:
         """Steps until an observer of the calendar is due, at least one."""
@@ -161,7 +172,12 @@ class CudaBackend:
         cells = s.cell.tobytes() + s.pbc.tobytes()
         open_sides = not s.pbc.all()
         # a box that follows its cell is good until it says otherwise; around what is not periodic sites may spread
-        if self._box is not e.box or open_sides or (cells != self._cells and not run.ensemble.changes_cell):
+        if (
+            e.box is None
+            or self._box is not e.box
+            or open_sides
+            or (cells != self._cells and not run.ensemble.changes_cell)
+        ):
             self._new_box(run)
         self._cells = cells
 
@@ -179,7 +195,9 @@ class CudaBackend:
 
     def _upload(self, run) -> None:
         s, e = run.state, self.evaluator
-        for name in (*_CHANGED, "held", "m", "w", "seed"):
+        # HNEMD begins a step with the virials of the one before
+        virials = ("virials",) if run.ensemble.per_site else ()
+        for name in (*_CHANGED, *virials, "held", "m", "w", "seed"):
             getattr(self.device, name).copy_to_device(getattr(s, name))
         # the places are those of the positions of the state
         e.x = self.device.x.ravel()
@@ -192,15 +210,13 @@ class CudaBackend:
         s = run.state
         return s._replace(**{name: getattr(self.device, name).copy_to_host() for name in _CHANGED})
 
-    def _make_room(self, run, words) -> bool:
-        """Whether the block must be made again with more memory or a wider box, which are there then."""
-        again = self.evaluator.grow(words)
+    def _make_room(self, run, words) -> None:
+        """More memory, a wider box."""
+        self.evaluator.grow(words)
         if words[NARROW]:
             # the box made at the beginning of the block was not wide enough for its end
             self._spare *= _SPARE
-        if words[NARROW] or again:
-            self._new_box(run)
-        return bool(words[NARROW]) or again
+        self._new_box(run)
 
     def _give_up(self, run, words) -> None:
         """Leave the failed step in the state, its beginning in the backup, and say what is wrong."""
@@ -210,15 +226,25 @@ class CudaBackend:
         for name in _CHANGED:
             getattr(s, name)[:] = getattr(state, name)
         run.progress[PHASE] = 1
+        which = self._replica(run, max(int(words[OVERLAP]), int(words[NOT_FINITE])) - 1)
         if words[OVERLAP]:
-            self.evaluator.report_overlap(s.x, int(words[OVERLAP]) - 1)
+            self.evaluator.report_overlap(s.x, s.cell, s.pbc, int(words[OVERLAP]) - 1)
         if words[NOT_FINITE]:
-            where = int(np.searchsorted(s.first, int(words[NOT_FINITE]) - 1, side="right")) - 1
-            run.progress[REASON], run.progress[WHERE] = RUN_NOT_FINITE, where
-            which = f" of replica {where}" if len(s.seed) > 1 else ""
-            sites = slice(s.first[where], s.first[where + 1])
-            bad = int(np.argmin(np.isfinite(s.f[sites]).all(axis=1)))
-            raise EvaluationError(f"the force on atom {bad}{which} is {s.f[sites][bad].tolist()}")
-        reason, where = check_limits(s, run.limits)
-        run.progress[REASON], run.progress[WHERE] = reason, where
-        raise BlowUp(describe(run, reason, where, f" of replica {where}" if len(s.seed) > 1 else ""))
+            run.progress[REASON], run.progress[WHERE] = RUN_NOT_FINITE, which
+            begin, end = s.first[which], s.first[which + 1]
+            text = f" of replica {which}" if len(s.seed) > 1 else ""
+            bad = np.flatnonzero(~np.isfinite(s.f[begin:end]).all(axis=1))
+            raise EvaluationError(
+                f"the force on atom {bad[0]}{text} is {s.f[begin + bad[0]].tolist()}"
+                if len(bad)
+                else f"the energy{text} is not finite"
+            )
+        found = check_limits(s, run.limits)
+        if found is None:
+            raise EvaluationError("there is no box or not enough memory for the neighbours of this step")
+        run.progress[REASON], run.progress[WHERE] = found
+        raise BlowUp(describe(run, *found, f" of replica {found[1]}" if len(s.seed) > 1 else ""))
+
+    @staticmethod
+    def _replica(run, site: int) -> int:
+        return max(int(np.searchsorted(run.state.first, site, side="right")) - 1, 0)

@@ -24,18 +24,28 @@ SIMULATOR = bool(config.ENABLE_CUDASIM)
 BLOCK = 8 if SIMULATOR else 128
 
 
-def kernel(function=None, *, fastmath: bool = False):
-    """A CUDA kernel. ``fastmath`` takes NaN and infinity for impossible: not for kernels that look for them."""
+# small systems are what these kernels are for; the warning would come with each of them
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+# assembled one by one, as ``ptx.py`` does: its numbers are those of what runs
+_OPTIONS = {} if SIMULATOR else {"lto": False}
+
+
+def kernel(function=None, *, fastmath: bool = False, threads: int | None = None):
+    """A CUDA kernel. ``fastmath`` takes NaN and infinity for impossible: not for kernels that look for them.
+
+    ``threads``: most threads per block, to which the compiler fits the registers.
+    """
     if function is None:
-        return lambda f: kernel(f, fastmath=fastmath)
-    return cuda.jit(fastmath=fastmath)(function)
+        return lambda f: kernel(f, fastmath=fastmath, threads=threads)
+    bounds = {} if SIMULATOR or threads is None else {"launch_bounds": threads}
+    return cuda.jit(fastmath=fastmath, **bounds, **_OPTIONS)(function)
 
 
 def device_function(*, fastmath: bool = False):
     """Decorator: a function that kernels call, always inlined (arrays of the caller must stay in registers)."""
     if SIMULATOR:
         return lambda function: function
-    return cuda.jit(device=True, forceinline=True, fastmath=fastmath)
+    return cuda.jit(device=True, forceinline=True, fastmath=fastmath, **_OPTIONS)
 
 
 def blocks_for(count: int) -> int:

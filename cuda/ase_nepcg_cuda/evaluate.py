@@ -7,6 +7,7 @@ from numba import cuda
 
 from ase_nepcg.potential.evaluate import Evaluation, EvaluationError, Geometry
 from ase_nepcg.potential.layout import Shape
+from ase_nepcg.potential.neighbors import complete_cell
 
 from .box import make_box
 from .device import BLOCK, blocks_for
@@ -62,7 +63,7 @@ class CudaEvaluator:
         self.compute(2 if virials else 1)
         state = self.state.copy_to_host()
         if state[OVERLAP]:
-            self.report_overlap(geometry.positions, int(state[OVERLAP]) - 1)
+            self.report_overlap(geometry.positions, geometry.cell, geometry.pbc, int(state[OVERLAP]) - 1)
         energies = self.energies.copy_to_host().astype(float)
         forces = np.ascontiguousarray(self.forces.copy_to_host().reshape(3, n).T, float)
         if state[NOT_FINITE]:
@@ -217,9 +218,14 @@ class CudaEvaluator:
         )  # fmt: skip
         settle[blocks_for(n), BLOCK](n, total, self.u, self.origin, self.state)
 
+    @staticmethod
+    def needed(state) -> dict:
+        """Neighbours, angular neighbours and members of a bin for which there was no memory; 0: there was."""
+        return {name: int(state[word]) for name, word in (("near", NEAR), ("angular", ANGULAR), ("room", BINS))}
+
     def grow(self, state) -> bool:
         """More memory where ``state`` says that there was not enough; whether there was not."""
-        need = {name: int(state[word]) for name, word in (("near", NEAR), ("angular", ANGULAR), ("room", BINS))}
+        need = self.needed(state)
         # an eighth more, as densities fluctuate
         self._slots(**{name: k + k // 8 + 2 for name, k in need.items() if k})
         return any(need.values())
@@ -273,20 +279,19 @@ class CudaEvaluator:
         if not totals:
             return
         replicas = len(self.first_host) - 1
-        sum_over_sites[(self.sum_blocks, replicas), BLOCK](
+        sum_over_sites[(replicas, self.sum_blocks), BLOCK](
             self.first, n, virials > 0, self.energies, self.forces, self.virials, self.block_sums, self.state
         )
         add_totals[blocks_for(replicas * TOTALS), BLOCK](replicas, self.sum_blocks, self.block_sums, self.sums)
 
-    def report_overlap(self, positions, i: int) -> None:
+    def report_overlap(self, positions, cell, pbc, i: int) -> None:
         """Name the two sites at one place, of which one is ``i``."""
         r = int(np.searchsorted(self.first_host, i, side="right")) - 1
         sites = np.arange(self.first_host[r], self.first_host[r + 1])
-        d = (positions[sites] - positions[i]) @ self.box.to_box[r]
-        # copies of the cell are at multiples of 1 / copies
-        d = (d * self.box.copies + 0.5) % 1.0 - 0.5
-        cell = np.linalg.inv(self.box.to_box[r]) / self.box.copies[:, None]
-        distance = np.linalg.norm(d @ cell, axis=1)
+        periodic = np.asarray(pbc).reshape(-1, 3)[r]
+        box = complete_cell(np.asarray(cell).reshape(-1, 3, 3)[r], periodic)
+        d = (positions[sites] - positions[i]) @ np.linalg.inv(box)
+        distance = np.linalg.norm((d - np.round(d) * periodic) @ box, axis=1)
         distance[sites == i] = np.inf
         j = int(sites[np.argmin(distance)]) if len(sites) > 1 else i
         raise EvaluationError(

@@ -13,12 +13,12 @@ from ase_nepcg.md.noise import words
 from ase_nepcg.md.state import State
 
 from .device import SIMULATOR, device_function, kernel, number_type
-from .lists import NARROW, STALE
+from .lists import NARROW, STALE, UNLIKELY
 from .precision import precision
 from .teams import for_team
 from .totals import TOTALS
 
-__all__ = ["TEAM", "build_collect", "build_ensemble", "build_follow"]
+__all__ = ["TEAM", "build_collect", "build_ensemble", "build_follow", "judge"]
 
 #: threads of a team, which integrates one replica
 TEAM = 4 if SIMULATOR else 512
@@ -91,7 +91,7 @@ def build_ensemble(ensemble, n_state: int):
     held = max(n_state, 1)
 
     def build(half):
-        @kernel
+        @kernel(threads=TEAM)
         def part_of_step(s, h, p, q, step):
             r = cuda.blockIdx.x
             # memory of the block belongs to kernels, not to functions (they may be linked more than once)
@@ -122,6 +122,31 @@ def build_ensemble(ensemble, n_state: int):
 
         drive = build(with_step)
     return build(begin_one), build(end_one), drive
+
+
+@kernel(threads=TEAM)
+def judge(s, limits, state):
+    """UNLIKELY where a replica is beyond its ``limits`` (R, 4), as ``ase_nepcg.md.blowup.check_limits``."""
+    r = cuda.blockIdx.x
+    shared = cuda.shared.array(TEAM, float64)
+    twice = fast = 0.0
+    for i in range(s.first[r] + cuda.threadIdx.x, s.first[r + 1], TEAM):
+        v2 = s.v[i, 0] ** 2 + s.v[i, 1] ** 2 + s.v[i, 2] ** 2
+        twice += s.m[i] * v2
+        # also where it is not a number
+        if not v2 <= limits[r, 1] * limits[r, 1]:
+            fast += 1.0
+    twice = team_sum(twice, shared)
+    fast = team_sum(fast, shared)
+    if cuda.threadIdx.x == 0:
+        a = s.cell[r]
+        volume = abs(
+            a[0, 0] * (a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1])
+            + a[0, 1] * (a[1, 2] * a[2, 0] - a[1, 0] * a[2, 2])
+            + a[0, 2] * (a[1, 0] * a[2, 1] - a[1, 1] * a[2, 0])
+        )
+        if fast > 0.0 or not 0.5 * twice <= limits[r, 0] or not (limits[r, 2] <= volume <= limits[r, 3]):
+            state[UNLIKELY] = 1
 
 
 @functools.cache

@@ -36,11 +36,11 @@ from numba import cuda
 from .device import kernel, number_type, upper_bits, wrapping_difference
 from .precision import precision
 
-__all__ = ["ANGULAR", "BINS", "NARROW", "NEAR", "NOT_FINITE", "OVERLAP", "STALE", "STATE", "build_lists"]
+__all__ = ["ANGULAR", "BINS", "NARROW", "NEAR", "NOT_FINITE", "OVERLAP", "STALE", "STATE", "UNLIKELY", "build_lists"]
 
 # words of ``state``: the list does not serve any more; what was needed where memory is too small; a site + 1 at which
-# something is wrong; the box has become too narrow for its bins or copies
-STALE, BINS, NEAR, ANGULAR, OVERLAP, NOT_FINITE, NARROW = range(7)
+# something is wrong; the box has become too narrow for its bins or copies; a state is beyond the limits of its run
+STALE, BINS, NEAR, ANGULAR, OVERLAP, NOT_FINITE, NARROW, UNLIKELY = range(8)
 STATE = 8
 
 

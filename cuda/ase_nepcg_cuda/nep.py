@@ -253,7 +253,8 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                     )
                     r = math.sqrt(rx * rx + ry * ry + rz * rz)
                     row = 10 * (a * n_types + types[j % n])
-                    if r < zbl_table[row + 1]:
+                    # the list reaches beyond the cutoff by its skin
+                    if r < zbl_table[row + 1] and r < pair[PAIR * (row // 10) + 2]:
                         value, _ = zbl_energy(r, zbl_table, row)
                         energy += half * value
                 zbl_energies[i] = energy
@@ -405,7 +406,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                     fx += part[slot * n + i]
                     fy += part[(slots + slot) * n + i]
                     fz += part[(2 * slots + slot) * n + i]
-                elif HAS_ZBL and r < zbl_table[10 * t + 1]:
+                elif HAS_ZBL and r < zbl_table[10 * t + 1] and r < rc:
                     _, dV = zbl_energy(r, zbl_table, 10 * t)
                     dV *= half / r
                     fx, fy, fz = fx + dV * rx, fy + dV * ry, fz + dV * rz

@@ -15,13 +15,13 @@ TOTALS = 10
 
 @kernel
 def totals(first, n, with_virials, energies, forces, virials, out, state):
-    """Energy and virial of the sites of each replica (second dimension of the grid) that a block has gone over."""
-    r, thread = cuda.blockIdx.y, cuda.threadIdx.x
+    """Energy and virial of the sites of each replica (first dimension of the grid) that a block has gone over."""
+    r, thread = cuda.blockIdx.x, cuda.threadIdx.x
     shared = cuda.shared.array(BLOCK, float64)
-    step = cuda.gridDim.x * BLOCK
+    step = cuda.gridDim.y * BLOCK
     for c in range(TOTALS if with_virials else 1):
         total = 0.0
-        for i in range(first[r] + cuda.blockIdx.x * BLOCK + thread, first[r + 1], step):
+        for i in range(first[r] + cuda.blockIdx.y * BLOCK + thread, first[r + 1], step):
             if c == 0:
                 total += float(energies[i])
                 size = abs(energies[i]) + abs(forces[i]) + abs(forces[n + i]) + abs(forces[2 * n + i])
@@ -38,7 +38,7 @@ def totals(first, n, with_virials, energies, forces, virials, out, state):
             cuda.syncthreads()
             width //= 2
         if thread == 0:
-            out[(r * cuda.gridDim.x + cuda.blockIdx.x) * TOTALS + c] = shared[0]
+            out[(r * cuda.gridDim.y + cuda.blockIdx.y) * TOTALS + c] = shared[0]
         cuda.syncthreads()
 
 
