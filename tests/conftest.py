@@ -19,6 +19,12 @@ if devices.driver_version() is None:
     # without a GPU its kernels run in numba's simulator; numba reads this when it is imported
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
 
+if "cuda_systems" not in sys.modules:
+    # with importlib's import mode the folder of the tests is no place to import from
+    _spec = importlib.util.spec_from_file_location("cuda_systems", Path(__file__).with_name("cuda_systems.py"))
+    sys.modules["cuda_systems"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["cuda_systems"])
+
 ALL_TERMS = {
     "n_max": (3, 2),
     "basis_size": (6, 5),
