@@ -16,7 +16,7 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from .devices import DEVICES, PRECISIONS, resolve, why_no_cuda
+from .devices import choose
 from .errors import closest, is_integer, is_number
 from .labels import get_labels, get_types, has_labels
 from .model import NEPModel
@@ -134,14 +134,7 @@ class NEP(Calculator):
         self._check_names(kwargs)
         with self._lock:
             new = {**self.parameters, **kwargs}
-            for name, valid in (("device", DEVICES), ("precision", PRECISIONS)):
-                if new.get(name, "auto") not in valid:
-                    raise CalculatorSetupError(f"{name}={new[name]!r}: expected one of {', '.join(valid)}")
-            device = resolve(new.get("device", "auto"))
-            if device == "cuda" and (reason := why_no_cuda()) is not None:
-                raise CalculatorSetupError(f"device='cuda': {reason}")
-            if device == "cpu" and new.get("precision") == "mixed":
-                raise CalculatorSetupError("precision='mixed' belongs to device='cuda'; the CPU kernels use 'double'")
+            choose(new.get("device", "auto"), new.get("precision", "auto"))
             threads = new.get("threads")
             if threads is not None and (not is_integer(threads) or threads < 1):
                 raise CalculatorSetupError(f"threads={threads!r}: expected a positive integer or None")
@@ -210,14 +203,12 @@ class NEP(Calculator):
     @property
     def device(self) -> str:
         """Where this calculator computes: "cpu" or "cuda"."""
-        return resolve(self.parameters.device)
+        return choose(self.parameters.device, self.parameters.precision)[0]
 
     @property
     def precision(self) -> str:
         """What this calculator computes in: "double" or "mixed"."""
-        if self.parameters.precision != "auto":
-            return self.parameters.precision
-        return "mixed" if self.device == "cuda" else "double"
+        return choose(self.parameters.device, self.parameters.precision)[1]
 
     def _make_evaluator(self):
         parameters = self.parameters

@@ -8,7 +8,9 @@ import importlib.util
 import os
 import sys
 
-__all__ = ["DEVICES", "PRECISIONS", "driver_version", "resolve", "simulated", "why_no_cuda"]
+from ase.calculators.calculator import CalculatorSetupError
+
+__all__ = ["DEVICES", "PRECISIONS", "choose", "driver_version", "resolve", "simulated", "why_no_cuda"]
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "double", "mixed")
@@ -73,3 +75,21 @@ def resolve(device: str) -> str:
     name = name.decode() if isinstance(name, bytes) else name
     _say_once(f"ase_nepcg: NEP models are evaluated on {name} in mixed precision (device='cpu' for the CPU)")
     return "cuda"
+
+
+def choose(device: str, precision: str) -> tuple[str, str]:
+    """What "auto" stands for here: "cpu" or "cuda", and "double" or "mixed".
+
+    Raises CalculatorSetupError for other words and for what is not possible.
+    """
+    for name, value, valid in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in valid:
+            raise CalculatorSetupError(f"{name}={value!r}: expected one of {', '.join(valid)}")
+    device = resolve(device)
+    if device == "cuda" and (reason := why_no_cuda()) is not None:
+        raise CalculatorSetupError(f"device='cuda': {reason}")
+    if device == "cpu" and precision == "mixed":
+        raise CalculatorSetupError("precision='mixed' belongs to device='cuda'; the CPU kernels use 'double'")
+    if precision == "auto":
+        precision = "mixed" if device == "cuda" else "double"
+    return device, precision

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from ase_nepcg_cuda import CudaEvaluator
+from ase_nepcg_cuda.precision import precision
 from cuda_systems import liquid, together
 
 from ase_nepcg.potential.neighbors import complete_cell
@@ -35,7 +36,7 @@ def listed(evaluator, which):
     u = evaluator.u.copy_to_host().astype(object).reshape(3, -1)
     to_vector = evaluator.box.to_vector
     replica = evaluator.replica.copy_to_host()
-    full = 2**evaluator.box_bits
+    full = 2 ** precision(evaluator.precision).bits
     found = {}
     for i in range(n):
         for slot in range(ends[-1, i]):

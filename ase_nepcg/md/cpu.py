@@ -37,8 +37,6 @@ __all__ = ["CpuBackend"]
 # a call of the compiled loop lasts about this long, so that an interrupt is seen soon
 _SECONDS_PER_CALL = 0.1
 _MAX_TASKS = 8192
-# of the neighbour list, Å
-_SKIN = 1.0
 # memory for more neighbours of a site than it had when the run began
 _SPARE = 1.3
 
@@ -46,7 +44,7 @@ _SPARE = 1.3
 class CpuBackend:
     """Advances a :class:`Run` by the forces of a NEP model on the cores of this machine."""
 
-    def __init__(self, model, *, threads=None, temperature_K=None, skin=_SKIN):
+    def __init__(self, model, *, threads=None, temperature_K=None, skin: float):
         self._evaluator = Evaluator(model, threads=threads, temperature_K=temperature_K)
         self._evaluator.neighbors.skin = skin
         self._tasks = 32

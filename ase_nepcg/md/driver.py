@@ -19,13 +19,14 @@ import numpy as np
 from ase import units
 from tqdm import tqdm
 
+from ..devices import choose
 from ..errors import NepCGError, is_integer
 from ..locks import locked
 from ..nepfile import write_atomically
 from ..potential.evaluate import EvaluationError
 from . import checkpoint as _checkpoint
+from .backends import make_backend
 from .calendar import FOREVER, Attached, Caller, arrange, uninterrupted
-from .cpu import CpuBackend
 from .loop import PHASE
 from .observers.base import Observer, ObserverInfo
 from .outputs import AseLog, Output, OutputError, open_output
@@ -573,16 +574,9 @@ class MD:
 
 
 def _make_backend(calc, device, precision):
-    parameters = calc.parameters
-    device = parameters.device if device is None else device
-    precision = parameters.precision if precision is None else precision
-    # the calculator knows what there is
-    chosen = type(calc)(calc.model, device=device, precision=precision, temperature_K=parameters.temperature_K)
-    if chosen.device == "cuda":
-        from ase_nepcg_cuda import CudaBackend
-
-        return CudaBackend(calc.model, precision=chosen.precision, temperature_K=parameters.temperature_K)
-    return CpuBackend(calc.model, threads=parameters.threads, temperature_K=parameters.temperature_K)
+    own = calc.parameters
+    chosen = choose(own.device if device is None else device, own.precision if precision is None else precision)
+    return make_backend(calc.model, *chosen, threads=own.threads, temperature_K=own.temperature_K)
 
 
 def _momenta(atoms) -> np.ndarray:

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .accumulate import MeanForceSums, observe_mean_force
-from .cpu import CpuBackend
+from .backends import make_backend
 from .ensembles.langevin import Langevin
 from .ensembles.nve import NVE
 from .loop import Calendar, kernel_address
@@ -147,12 +147,8 @@ class NepEngine:
 
     def __init__(self, model, types, cell, pbc, *, threads=None, temperature_K=None, device="cpu", precision="double"):
         # for a few hundred atoms a list costs as much as an evaluation; this one holds longer than usual
-        if device == "cuda":
-            from ase_nepcg_cuda import CudaBackend
-
-            self.backend = CudaBackend(model, precision=precision, temperature_K=temperature_K, skin=1.5)
-        else:
-            self.backend = CpuBackend(model, threads=threads, temperature_K=temperature_K, skin=1.5)
+        settings = {"threads": threads, "temperature_K": temperature_K, "skin": 1.5}
+        self.backend = make_backend(model, device, precision, **settings)
         self._geometry = types, cell, pbc
 
     def _enter(self, run) -> None:

@@ -114,6 +114,27 @@ class KernelArguments(NamedTuple):
     status: np.ndarray  # per chunk: a site (+ 1) without distance to another one, and where in the list
 
 
+def check_temperature(model, temperature_K) -> None:
+    """Raise ValueError unless ``temperature_K`` is given exactly where ``model`` has temperature as an input."""
+    if model.temperature != (temperature_K is not None):
+        raise ValueError(
+            "this model has temperature as an input: temperature_K is required"
+            if model.temperature
+            else "this model has no temperature input: temperature_K must not be given"
+        )
+
+
+def number_types(given: np.ndarray, n_types: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """``given`` (n,), the types of a model, numbered 0, 1, ... without those that do not occur; and those that do.
+
+    Raises ValueError for types that a model of ``n_types`` does not have.
+    """
+    if given.min() < 0 or given.max() >= n_types:
+        raise ValueError(f"types: expected numbers from 0 to {n_types - 1}, got {given.min()} to {given.max()}")
+    occurs = np.bincount(given, minlength=n_types) > 0
+    return (np.cumsum(occurs) - 1).astype(np.int32)[given], tuple(np.flatnonzero(occurs).tolist())
+
+
 class Evaluator:
     """Evaluates one model; reuses the neighbour list and buffers of the previous call where they fit.
 
@@ -122,12 +143,7 @@ class Evaluator:
     """
 
     def __init__(self, model, *, threads: int | None = None, temperature_K: float | None = None):
-        if model.temperature != (temperature_K is not None):
-            raise ValueError(
-                "this model has temperature as an input: temperature_K is required"
-                if model.temperature
-                else "this model has no temperature input: temperature_K must not be given"
-            )
+        check_temperature(model, temperature_K)
         self.model = model
         self.threads = threads
         self.temperature_K = temperature_K
@@ -233,16 +249,10 @@ class Evaluator:
 
     def _sort_types(self, given: np.ndarray) -> None:
         """Number the types that occur 0, 1, ...; parameters of the others are left out."""
-        if given.min() < 0 or given.max() >= self.model.n_types:
-            raise ValueError(
-                f"types: expected numbers from 0 to {self.model.n_types - 1}, got {given.min()} to {given.max()}"
-            )
-        counts = np.bincount(given, minlength=self.model.n_types)
-        present = tuple(np.flatnonzero(counts).tolist())
+        self._types, present = number_types(given, self.model.n_types)
         if present != self._present:
             self._parameters = Parameters(self.model, present)
             self._present = present
-        self._types = (np.cumsum(counts > 0) - 1).astype(np.int32)[given]
         self._given_types = given.copy()
 
     def _divide(self, first: np.ndarray) -> None:

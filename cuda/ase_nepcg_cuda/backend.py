@@ -30,7 +30,6 @@ __all__ = ["CudaBackend"]
 
 _SECONDS_PER_BLOCK = 0.1
 _MOST_STEPS = 4096
-_SKIN = 1.0
 # a cell that changes may become so much thinner before its box is made anew
 _SPARE = 1.05
 # one step is made again so often for want of memory
@@ -42,7 +41,7 @@ _CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies")
 class CudaBackend:
     """Advances a :class:`~ase_nepcg.md.run.Run` by the forces of a NEP model on the device."""
 
-    def __init__(self, model, *, precision="mixed", temperature_K=None, skin=_SKIN, lanes=None):
+    def __init__(self, model, *, precision="mixed", temperature_K=None, skin: float, lanes=None):
         self.evaluator = CudaEvaluator(model, precision=precision, temperature_K=temperature_K, lanes=lanes, skin=skin)
         self._block = 16
         self._of = self._box = self._cells = None

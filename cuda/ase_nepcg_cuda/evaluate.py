@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from ase_nepcg.potential.evaluate import Evaluation, EvaluationError, Geometry
+from ase_nepcg.potential.evaluate import Evaluation, EvaluationError, Geometry, check_temperature, number_types
 from ase_nepcg.potential.layout import Shape
 from ase_nepcg.potential.neighbors import complete_cell
 
@@ -33,12 +33,7 @@ class CudaEvaluator:
     """
 
     def __init__(self, model, *, precision="mixed", temperature_K=None, lanes=None, skin: float = 0.6):
-        if model.temperature != (temperature_K is not None):
-            raise ValueError(
-                "this model has temperature as an input: temperature_K is required"
-                if model.temperature
-                else "this model has no temperature input: temperature_K must not be given"
-            )
+        check_temperature(model, temperature_K)
         self.model = model
         self.precision = precision
         self.temperature_K = temperature_K
@@ -94,18 +89,12 @@ class CudaEvaluator:
         key = n, geometry.types.tobytes(), first.tobytes()
         if key == self._key:
             return
-        types = geometry.types
-        if types.min() < 0 or types.max() >= self.model.n_types:
-            raise ValueError(
-                f"types: expected numbers from 0 to {self.model.n_types - 1}, got {types.min()} to {types.max()}"
-            )
-        counts = np.bincount(types, minlength=self.model.n_types)
-        present = tuple(np.flatnonzero(counts).tolist())
+        types, present = number_types(geometry.types, self.model.n_types)
         if present != self._present:
             self.parameters, self._present = pack(self.model, present, self.precision), present
         self.n, self.n_types, self.first_host = n, len(present), first
         real, shape = precision(self.precision).real, self.shape
-        self.types = cuda.to_device((np.cumsum(counts > 0) - 1).astype(np.int32)[types])
+        self.types = cuda.to_device(types)
         self.replica = cuda.to_device(np.repeat(np.arange(len(first) - 1, dtype=np.int32), np.diff(first)))
         self.first = cuda.to_device(first.astype(np.int32))
         self.x = cuda.device_array(3 * n, np.float64)
@@ -166,7 +155,6 @@ class CudaEvaluator:
         self.box = make_box(positions, cell, pbc, self.first_host, reach, self.precision)
         limits = (self.parameters.limits + self.skin) ** 2
         self.limits = cuda.to_device(limits.astype(kinds.real).ravel())
-        self.box_bits = kinds.bits
         self.copies = int(self.box.copies.prod())
         if self.copies * self.n >= 2**31:
             raise ValueError(f"{self.copies} copies of {self.n} sites are too many for 32-bit numbers")

@@ -35,6 +35,7 @@ from numba import cuda
 
 from .device import kernel, number_type, upper_bits, wrapping_difference
 from .precision import precision
+from .vectors import build_vectors
 
 __all__ = ["ANGULAR", "BINS", "NARROW", "NEAR", "NOT_FINITE", "OVERLAP", "STALE", "STATE", "UNLIKELY", "build_lists"]
 
@@ -48,9 +49,10 @@ STATE = 8
 def build_lists(name: str):
     """The kernels for one precision: (place, moved, clear, fill_bins, sort_bins, find, select, pair_up, settle)."""
     kinds = precision(name)
-    real, fixed = number_type(kinds.real), number_type(kinds.fixed)
+    fixed = number_type(kinds.fixed)
     scale, zero = 2.0**kinds.bits, kinds.real(0.0)
     difference, upper = wrapping_difference(kinds.fixed), upper_bits(kinds.fixed)
+    place_of, rows, between = build_vectors(name)
 
     @kernel
     def place(n, copies, x, replica, to_box, offsets, u, state):
@@ -75,12 +77,7 @@ def build_lists(name: str):
         i = cuda.grid(1)
         if i < n:
             m, limit = 9 * replica[i], reach[replica[i]]
-            dx = real(difference(u[i], origin[i]))
-            dy = real(difference(u[copied + i], origin[n + i]))
-            dz = real(difference(u[2 * copied + i], origin[2 * n + i]))
-            rx = dx * to_vector[m] + dy * to_vector[m + 3] + dz * to_vector[m + 6]
-            ry = dx * to_vector[m + 1] + dy * to_vector[m + 4] + dz * to_vector[m + 7]
-            rz = dx * to_vector[m + 2] + dy * to_vector[m + 5] + dz * to_vector[m + 8]
+            rx, ry, rz = between(u, i, copied, place_of(origin, i, n), rows(to_vector, m))
             # also where the limit is not a number
             if not (limit >= zero and rx * rx + ry * ry + rz * rz <= limit * limit):
                 state[STALE] = 1
@@ -132,11 +129,11 @@ def build_lists(name: str):
             return
         r, a, copied = replica[i], types[i], n * copies
         m = 9 * r
-        ux, uy, uz = u[i], u[copied + i], u[2 * copied + i]
+        here, box = place_of(u, i, copied), rows(to_vector, m)
         nx, ny, nz = bins[3 * r], bins[3 * r + 1], bins[3 * r + 2]
-        bx = (upper(ux) * nx) >> 32
-        by = (upper(uy) * ny) >> 32
-        bz = (upper(uz) * nz) >> 32
+        bx = (upper(here[0]) * nx) >> 32
+        by = (upper(here[1]) * ny) >> 32
+        bz = (upper(here[2]) * nz) >> 32
         for t in range(n_types + 1):
             near_end[t * n + i] = 0
         # first count those of each type, then store them
@@ -150,12 +147,7 @@ def build_lists(name: str):
                             j = members[k]
                             if j == i:
                                 continue
-                            dx = real(difference(u[j], ux))
-                            dy = real(difference(u[copied + j], uy))
-                            dz = real(difference(u[2 * copied + j], uz))
-                            rx = dx * to_vector[m] + dy * to_vector[m + 3] + dz * to_vector[m + 6]
-                            ry = dx * to_vector[m + 1] + dy * to_vector[m + 4] + dz * to_vector[m + 7]
-                            rz = dx * to_vector[m + 2] + dy * to_vector[m + 5] + dz * to_vector[m + 8]
+                            rx, ry, rz = between(u, j, copied, here, box)
                             t = types[j % n]
                             if rx * rx + ry * ry + rz * rz < limits[a * n_types + t]:
                                 slot = near_end[(t + 1) * n + i]
@@ -193,19 +185,14 @@ def build_lists(name: str):
         if i >= n or state[STALE] == 0:
             return
         m, a, copied = 9 * replica[i], types[i], n * copies
-        ux, uy, uz = u[i], u[copied + i], u[2 * copied + i]
+        here, box = place_of(u, i, copied), rows(to_vector, m)
         slot = 0
         angular_end[i] = 0
         for t in range(n_types):
             limit = limits[(n_types + a) * n_types + t]
             for k in range(near_end[t * n + i], near_end[(t + 1) * n + i]):
                 j = near[k * n + i]
-                dx = real(difference(u[j], ux))
-                dy = real(difference(u[copied + j], uy))
-                dz = real(difference(u[2 * copied + j], uz))
-                rx = dx * to_vector[m] + dy * to_vector[m + 3] + dz * to_vector[m + 6]
-                ry = dx * to_vector[m + 1] + dy * to_vector[m + 4] + dz * to_vector[m + 7]
-                rz = dx * to_vector[m + 2] + dy * to_vector[m + 5] + dz * to_vector[m + 8]
+                rx, ry, rz = between(u, j, copied, here, box)
                 if rx * rx + ry * ry + rz * rz < limit:
                     if slot < slots:
                         angular[slot * n + i] = j

@@ -46,10 +46,11 @@ from numba import cuda
 from ase_nepcg.potential.invariants import legendre_tables
 from ase_nepcg.potential.layout import Shape
 
-from .device import device_function, kernel, number_type, wrapping_difference
+from .device import device_function, kernel, number_type
 from .lists import OVERLAP
 from .precision import precision
 from .terms import build_terms
+from .vectors import build_vectors
 
 __all__ = ["PAIR", "Kernels", "build_kernels", "functions_at_once", "parts"]
 
@@ -87,7 +88,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
     kinds = precision(name)
     real, maths, zbl_energy = number_type(kinds.real), kinds.maths, kinds.zbl_energy
     cutoff, chebyshev_series, angular_basis = maths.cutoff, maths.chebyshev_series, maths.angular_basis
-    difference = wrapping_difference(kinds.fixed)
+    place, rows, between = build_vectors(name, kinds.fastmath)
     zero, half, one, two, four = (kinds.real(c) for c in (0.0, 0.5, 1.0, 2.0, 4.0))
     overlap = kinds.real(_OVERLAP**2)
     MIXED = name == "mixed"
@@ -131,10 +132,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
         if i >= n:
             return
         a, m, copied = types[i], 9 * replica[i], n * copies
-        ux, uy, uz = u[i], u[copied + i], u[2 * copied + i]
-        xx, xy, xz = to_vector[m], to_vector[m + 1], to_vector[m + 2]
-        yx, yy, yz = to_vector[m + 3], to_vector[m + 4], to_vector[m + 5]
-        zx, zy, zz = to_vector[m + 6], to_vector[m + 7], to_vector[m + 8]
+        here, box = place(u, i, copied), rows(to_vector, m)
         for part in range(lane, PARTS, cuda.gridDim.y):
             if part == 0:
                 # radial: sums over the neighbours of one type first, then their contraction with c
@@ -149,16 +147,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                         A[k] = zero
                     for slot in range(near_end[t * n + i], near_end[(t + 1) * n + i]):
                         j = near[slot * n + i]
-                        dx, dy, dz = (
-                            real(difference(u[j], ux)),
-                            real(difference(u[copied + j], uy)),
-                            real(difference(u[2 * copied + j], uz)),
-                        )
-                        rx, ry, rz = (
-                            dx * xx + dy * yx + dz * zx,
-                            dx * xy + dy * yy + dz * zy,
-                            dx * xz + dy * yz + dz * zz,
-                        )
+                        rx, ry, rz = between(u, j, copied, here, box)
                         r2 = rx * rx + ry * ry + rz * rz
                         if r2 < overlap:
                             cuda.atomic.max(state, OVERLAP, i + 1)
@@ -195,16 +184,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                     first = ((a * n_types + t) * GROUPS * FUNCTIONS + begin) * KA
                     for slot in range(angular_end[t * n + i], angular_end[(t + 1) * n + i]):
                         j = angular[slot * n + i]
-                        dx, dy, dz = (
-                            real(difference(u[j], ux)),
-                            real(difference(u[copied + j], uy)),
-                            real(difference(u[2 * copied + j], uz)),
-                        )
-                        rx, ry, rz = (
-                            dx * xx + dy * yx + dz * zx,
-                            dx * xy + dy * yy + dz * zy,
-                            dx * xz + dy * yz + dz * zz,
-                        )
+                        rx, ry, rz = between(u, j, copied, here, box)
                         r2 = rx * rx + ry * ry + rz * rz
                         if r2 < overlap:
                             cuda.atomic.max(state, OVERLAP, i + 1)
@@ -241,16 +221,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                 energy = zero
                 for slot in range(angular_end[n_types * n + i]):
                     j = angular[slot * n + i]
-                    dx, dy, dz = (
-                        real(difference(u[j], ux)),
-                        real(difference(u[copied + j], uy)),
-                        real(difference(u[2 * copied + j], uz)),
-                    )
-                    rx, ry, rz = (
-                        dx * xx + dy * yx + dz * zx,
-                        dx * xy + dy * yy + dz * zy,
-                        dx * xz + dy * yz + dz * zz,
-                    )
+                    rx, ry, rz = between(u, j, copied, here, box)
                     r = math.sqrt(rx * rx + ry * ry + rz * rz)
                     row = 10 * (a * n_types + types[j % n])
                     # the list reaches beyond the cutoff by its skin
@@ -336,19 +307,12 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
         n, copies, n_types, slots, u, replica, types, to_vector, angular_end, angular, pair, c_angular, zbl_table,
         S, part,
     ):  # fmt: skip
-        """``f = sum_{n,lm} S [g' b u + (g/r) (grad b - (u . grad b) u)]``, ``S = dU/ds``, and half of each ZBL pair.
-
-        For each m the sums over l of q = sum_n S g come first (alpha: cosine part, beta: sine part), then the powers
-        of x + iy.
-        """
+        """``f = sum_{n,lm} S [g' b u + (g/r) (grad b - (u . grad b) u)]``, ``S = dU/ds``, and half of each ZBL pair."""
         i, lane = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
         if i >= n:
             return
-        a, m9, copied = types[i], 9 * replica[i], n * copies
-        ux, uy, uz = u[i], u[copied + i], u[2 * copied + i]
-        xx, xy, xz = to_vector[m9], to_vector[m9 + 1], to_vector[m9 + 2]
-        yx, yy, yz = to_vector[m9 + 3], to_vector[m9 + 4], to_vector[m9 + 5]
-        zx, zy, zz = to_vector[m9 + 6], to_vector[m9 + 7], to_vector[m9 + 8]
+        a, m, copied = types[i], 9 * replica[i], n * copies
+        here, box = place(u, i, copied), rows(to_vector, m)
         dS = cuda.local.array(HELD, real)
         g = cuda.local.array(FUNCTIONS, real)
         dg = cuda.local.array(FUNCTIONS, real)
@@ -366,16 +330,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                 t = a * n_types + types[j % n]
                 rc, inverse_rc = pair[PAIR * t + 2], pair[PAIR * t + 3]
                 first = (t * GROUPS * FUNCTIONS + begin) * KA
-                dx, dy, dz = (
-                    real(difference(u[j], ux)),
-                    real(difference(u[copied + j], uy)),
-                    real(difference(u[2 * copied + j], uz)),
-                )
-                rx, ry, rz = (
-                    dx * xx + dy * yx + dz * zx,
-                    dx * xy + dy * yy + dz * zy,
-                    dx * xz + dy * yz + dz * zz,
-                )
+                rx, ry, rz = between(u, j, copied, here, box)
                 r = math.sqrt(rx * rx + ry * ry + rz * rz)
                 fx = fy = fz = zero
                 if r < rc:
@@ -425,10 +380,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
             if i >= n:
                 return
             a, m, copied = types[i], 9 * replica[i], n * copies
-            ux, uy, uz = u[i], u[copied + i], u[2 * copied + i]
-            xx, xy, xz = to_vector[m], to_vector[m + 1], to_vector[m + 2]
-            yx, yy, yz = to_vector[m + 3], to_vector[m + 4], to_vector[m + 5]
-            zx, zy, zz = to_vector[m + 6], to_vector[m + 7], to_vector[m + 8]
+            here, box = place(u, i, copied), rows(to_vector, m)
             own = cuda.local.array(KR, real)
             both = cuda.local.array(KR, real)
             fx = fy = fz = zero
@@ -440,16 +392,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                     own[k] = slope[(i * n_types + t) * KR + k]
                 for slot in range(near_end[t * n + i], near_end[(t + 1) * n + i]):
                     j = near[slot * n + i]
-                    dx, dy, dz = (
-                        real(difference(u[j], ux)),
-                        real(difference(u[copied + j], uy)),
-                        real(difference(u[2 * copied + j], uz)),
-                    )
-                    rx, ry, rz = (
-                        dx * xx + dy * yx + dz * zx,
-                        dx * xy + dy * yy + dz * zy,
-                        dx * xz + dy * yz + dz * zz,
-                    )
+                    rx, ry, rz = between(u, j, copied, here, box)
                     r = math.sqrt(rx * rx + ry * ry + rz * rz)
                     if r < rc:
                         theirs = (j % n * n_types + a) * KR
@@ -490,16 +433,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                 ox, oy, oz = part[mine], part[slots * n + mine], part[2 * slots * n + mine]
                 fx, fy, fz = fx + (ox - px), fy + (oy - py), fz + (oz - pz)
                 if SUM or SITES:
-                    dx, dy, dz = (
-                        real(difference(u[j], ux)),
-                        real(difference(u[copied + j], uy)),
-                        real(difference(u[2 * copied + j], uz)),
-                    )
-                    rx, ry, rz = (
-                        dx * xx + dy * yx + dz * zx,
-                        dx * xy + dy * yy + dz * zy,
-                        dx * xz + dy * yz + dz * zz,
-                    )
+                    rx, ry, rz = between(u, j, copied, here, box)
                     if not SITES:
                         px, py, pz = half * (px - ox), half * (py - oy), half * (pz - oz)
                     w0, w1, w2 = w0 + rx * px, w1 + rx * py, w2 + rx * pz

@@ -13,6 +13,7 @@ import argparse
 import math
 from typing import NamedTuple
 
+from ase_nepcg.md.backends import SKIN
 from ase_nepcg.potential.invariants import cubic_terms
 from ase_nepcg.potential.layout import Shape
 
@@ -24,7 +25,6 @@ __all__ = ["CASES", "Case", "Work", "count", "floor"]
 _VECTOR = 3 + 15 + 5 + 1
 # polynomials of six terms for sine and cosine, and their products
 _CUTOFF = 2 * 10 + 8
-_SKIN = 1.0
 
 
 class Case(NamedTuple):
@@ -63,8 +63,8 @@ def count(shape: Shape, case: Case, virial: bool = False) -> dict[str, Work]:
     blocks = shape.l_max + len(shape.many_body)
     cubic = sum(len(cubic_terms(name)[1]) for name in shape.many_body if name != "q1111")
     d, n1 = shape.n_descriptor, shape.neurons
-    listed, near = (_neighbors(case.density, case.radial + skin) for skin in (_SKIN, 0.0))
-    listed_angular, angular = (_neighbors(case.density, case.angular + skin) for skin in (_SKIN, 0.0))
+    listed, near = (_neighbors(case.density, case.radial + skin) for skin in (SKIN, 0.0))
+    listed_angular, angular = (_neighbors(case.density, case.angular + skin) for skin in (SKIN, 0.0))
     z = (shape.l_max + 1) * (shape.l_max + 2) // 2
     basis = 5 * z + 2 * lm
     return {

@@ -34,7 +34,7 @@ def chained(functions, inlined):
 
 class Terms:
     """``descriptor(s, Q, at, step, _)``: the angular components of one function, ``Q[at + step block]``;
-    ``adjoint(s, dS, P, at, step)``: ``dS = sum_d P_d dq_d/ds``; ``gradient(dS, g, dg, z, u)``: see below."""
+    ``adjoint(s, dS, P, at, step)``: ``dS = sum_d P_d dq_d/ds``; ``gradient(dS, g, dg, z, x, y)``: see below."""
 
     def __init__(self, shape: Shape, name: str, functions: int):
         kinds = precision(name)
@@ -141,10 +141,12 @@ class Terms:
         return value
 
     def _gradient(self, L, functions):
-        """``gradient(dS, g, dg, z, u, radial, gx, gy, gz)``: adds ``sum_lm b Q'_lm`` to radial and ``sum_lm Q_lm grad
-        b`` to the rest, ``Q_lm = sum_n dS_{n,lm} g_n``, ``Q'`` with the slopes ``dg``; u = (x, y).
+        """``gradient(dS, g, dg, z, x, y)`` returns radial, gx, gy, gz: ``sum_lm b Q'_lm`` and ``sum_lm Q_lm grad b``
+        with ``Q_lm = sum_n dS_{n,lm} g_n`` and ``Q'`` likewise with the slopes ``dg``.
 
-        Order m has ``b_{l,2m-1} = Z_{l,m}(z) Re (x + iy)^m`` and ``b_{l,2m} = Z_{l,m}(z) Im (x + iy)^m``.
+        Order m has ``b_{l,2m-1} = Z_{l,m}(z) Re (x + iy)^m`` and ``b_{l,2m} = Z_{l,m}(z) Im (x + iy)^m``. Its sums over
+        l come first (alpha: those that go with the real part, beta: with the imaginary one; with _r the ones of Q',
+        with _z the derivatives in z), then the powers of x + iy.
         """
         z_slope = legendre_tables(L)[2].astype(self._real)
         LM, zero, one = L * (L + 2), self._zero, self._one
