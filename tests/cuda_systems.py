@@ -1,8 +1,11 @@
 """Systems and tolerances for the tests of the CUDA kernels, which are slow in the simulator."""
 
 import numpy as np
+from ase import Atoms
 
+from ase_nepcg import MD, NEP
 from ase_nepcg.labels import get_types
+from ase_nepcg.md import HNEMD, NPT, NVE, Bussi, Deform, Langevin, NoseHoover
 from ase_nepcg.potential.evaluate import Geometry
 
 #: largest deviation from the CPU in units of the largest number, or of 1 (eV, eV/Å)
@@ -36,3 +39,43 @@ def together(geometries) -> Geometry:
         np.concatenate([one.types for one in geometries]),
         np.concatenate([[0], np.cumsum([len(one.positions) for one in geometries])]),
     )
+
+
+ENSEMBLES = {
+    "nve": NVE(),
+    "langevin": Langevin(300.0, 0.01),
+    "bussi": Bussi(300.0, 50.0),
+    "nose-hoover": NoseHoover(300.0, 50.0),
+    "scr": NPT(300.0, 0.1, 50.0, 300.0),
+    "scr triclinic": NPT(300.0, 0.1, 50.0, 300.0, coupling="triclinic"),
+    "mttk": NPT(300.0, 0.1, 50.0, 300.0, method="mttk", coupling="anisotropic"),
+    "deform": Deform("x", 0.5, 300.0, free="yz", tau_p_fs=200.0, tau_fs=50.0),
+    "hnemd": HNEMD(300.0, (1e-3, 0.0, 2e-3), convective=True),
+}
+
+
+def system(n=5, seed=1, density=0.04):
+    geometry = liquid(n, density, seed)
+    atoms = Atoms(f"O{n}", positions=geometry.positions, cell=geometry.cell, pbc=True)
+    rng = np.random.default_rng(seed)
+    atoms.set_momenta(rng.normal(size=(n, 3)) * np.sqrt(0.02 * atoms.get_masses())[:, None])
+    return atoms
+
+
+def run_of(model, ensemble, device, atoms=None, steps=3, precision="double", seed=7, timestep_fs=1.0):
+    atoms = system() if atoms is None else atoms
+    atoms.calc = NEP(model, device=device, precision=precision, threads=1)
+    md = MD(atoms, timestep_fs, ensemble, seed=seed, progress=False)
+    md.run(steps)
+    return md
+
+
+def same(a, b, tolerance=1e-12):
+    for get in (
+        lambda md: md.atoms.positions,
+        lambda md: md.atoms.get_velocities(),
+        lambda md: md.atoms.cell.array,
+        lambda md: md.atoms.get_forces(),
+        lambda md: np.array([md.potential_energy(), md.conserved_energy()]),
+    ):
+        np.testing.assert_allclose(get(a), get(b), atol=tolerance)

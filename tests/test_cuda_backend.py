@@ -2,54 +2,14 @@
 
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.constraints import FixAtoms
 from ase_nepcg_cuda import backend
-from cuda_systems import liquid
+from cuda_systems import ENSEMBLES, run_of, same, system
 
 from ase_nepcg import MD, NEP, FixBeads, Mapping, sample_mean_force
-from ase_nepcg.md import HNEMD, NPT, NVE, RDF, Bussi, Deform, HeatCurrent, Langevin, MDFailed, NoseHoover, Thermo
+from ase_nepcg.md import NPT, NVE, RDF, Bussi, Deform, HeatCurrent, Langevin, MDFailed, Thermo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-
-ENSEMBLES = {
-    "nve": NVE(),
-    "langevin": Langevin(300.0, 0.01),
-    "bussi": Bussi(300.0, 50.0),
-    "nose-hoover": NoseHoover(300.0, 50.0),
-    "scr": NPT(300.0, 0.1, 50.0, 300.0),
-    "scr triclinic": NPT(300.0, 0.1, 50.0, 300.0, coupling="triclinic"),
-    "mttk": NPT(300.0, 0.1, 50.0, 300.0, method="mttk", coupling="anisotropic"),
-    "deform": Deform("x", 0.5, 300.0, free="yz", tau_p_fs=200.0, tau_fs=50.0),
-    "hnemd": HNEMD(300.0, (1e-3, 0.0, 2e-3), convective=True),
-}
-
-
-def system(n=5, seed=1, density=0.04):
-    geometry = liquid(n, density, seed)
-    atoms = Atoms(f"O{n}", positions=geometry.positions, cell=geometry.cell, pbc=True)
-    rng = np.random.default_rng(seed)
-    atoms.set_momenta(rng.normal(size=(n, 3)) * np.sqrt(0.02 * atoms.get_masses())[:, None])
-    return atoms
-
-
-def run_of(model, ensemble, device, atoms=None, steps=3, precision="double", seed=7, timestep_fs=1.0):
-    atoms = system() if atoms is None else atoms
-    atoms.calc = NEP(model, device=device, precision=precision, threads=1)
-    md = MD(atoms, timestep_fs, ensemble, seed=seed, progress=False)
-    md.run(steps)
-    return md
-
-
-def same(a, b, tolerance=1e-12):
-    for get in (
-        lambda md: md.atoms.positions,
-        lambda md: md.atoms.get_velocities(),
-        lambda md: md.atoms.cell.array,
-        lambda md: md.atoms.get_forces(),
-        lambda md: np.array([md.potential_energy(), md.conserved_energy()]),
-    ):
-        np.testing.assert_allclose(get(a), get(b), atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from ase_nepcg_cuda.device import BLOCK
 from ase_nepcg_cuda.integrate import build_follow
 from ase_nepcg_cuda.lists import NARROW, STALE, STATE
 from numba import cuda
@@ -32,10 +31,9 @@ class Boxes:
         reach, state = device(np.zeros(2)), device(np.zeros(STATE, np.int32))
         built = device(self.built.ravel())
         follow, remember = build_follow("double")
-        follow[1, BLOCK](
-            2, *REPEAT, device(self.cell), device(self.pbc), device(self.rows.ravel()),
-            device(np.array(bins, np.int64).ravel()), CUTOFF, SKIN, built, to_box, to_vector, reach, state,
-        )  # fmt: skip
+        cells = device(self.cell), device(self.pbc), device(self.rows.ravel())
+        bins = device(np.array(bins, np.int64).ravel())
+        follow.launch(2, (*REPEAT, *cells, bins, CUTOFF, SKIN, built, to_box, to_vector, reach, state))
         self.remembered = remember, to_box, built
         return (*(a.copy_to_host().reshape(2, 3, 3) for a in (to_box, to_vector)), reach.copy_to_host(), state)
 
@@ -76,7 +74,7 @@ def test_a_new_list_remembers_its_box():
         words = np.zeros(STATE, np.int32)
         words[STALE] = stale
         state.copy_to_device(words)
-        remember[1, BLOCK](2, SKIN, to_box, built, reach, state)
+        remember.launch(2, (SKIN, to_box, built, reach, state))
         same = np.array_equal(built.copy_to_host(), to_box.copy_to_host())
         assert same == bool(stale)
         assert reach.copy_to_host()[0] == pytest.approx(0.5 * stale)

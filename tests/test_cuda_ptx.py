@@ -33,7 +33,7 @@ def resources(tmp_path_factory):
             file = folder / f"{cc}.json"
             environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
             command = [sys.executable, "-m", "ase_nepcg_cuda.ptx", "--cc", cc, "--json", str(file)]
-            command += [] if cc == "9.0" else ["--models", "water CG"]
+            command += ["--whole"] if cc == "9.0" else ["--models", "water CG"]
             subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=900)
             found[cc] = json.loads(file.read_text())
         return found[cc]
@@ -59,6 +59,18 @@ def test_no_double_precision_between_pairs_of_sites(resources):
             assert found["doubles"] == 0, name
     # the count does count
     assert resources("9.0")["place"]["doubles"] > 0
+
+
+@pytest.mark.timeout(900)
+def test_integration_needs_no_stack_and_many_steps_hardly_any(resources):
+    table = resources("9.0")
+    for name, found in table.items():
+        if name.startswith(("begin", "end")):
+            assert (found["stack"], found["spill_stores"]) == (0, 0), name
+    whole = [found for name, found in table.items() if name.startswith("advance")]
+    assert len(whole) == 2
+    # a few counters of the outer loops
+    assert all(max(found["stack"], found["spill_stores"], found["spill_loads"]) <= 64 for found in whole)
 
 
 def test_shapes_are_those_of_models():

@@ -18,7 +18,7 @@ def sums_of(energies, forces, virials, first, blocks=2):
     state = cuda.to_device(np.zeros(STATE, np.int32))
     arrays = [cuda.to_device(np.ascontiguousarray(a, np.float32).ravel()) for a in (energies, forces, virials)]
     totals[(replicas, blocks), BLOCK](cuda.to_device(np.array(first, np.int32)), n, True, *arrays, parts, state)
-    add_totals[4, BLOCK](replicas, blocks, parts, out)
+    add_totals.launch(replicas * TOTALS, (blocks, parts, out))
     return out.copy_to_host().reshape(replicas, TOTALS), state.copy_to_host()
 
 

@@ -21,9 +21,10 @@ from ase_nepcg.md.loop import PHASE, REASON, STEP, WHERE, complete_step, ensembl
 from ase_nepcg.md.run import Run
 from ase_nepcg.potential.evaluate import EvaluationError, Geometry
 
-from .device import BLOCK, blocks_for
+from .advance import Counts, blocks_at_once, build_advance
+from .device import BLOCK
 from .evaluate import CudaEvaluator
-from .integrate import TEAM, build_collect, build_ensemble, build_follow, judge
+from .integrate import TEAM, build_follow, build_kernels_of_halves, collect, collect_totals
 from .lists import NARROW, NOT_FINITE, OVERLAP, STATE, UNLIKELY
 
 __all__ = ["CudaBackend"]
@@ -34,6 +35,12 @@ _MOST_STEPS = 4096
 _SPARE = 1.05
 # one step is made again so often for want of memory
 _MOST_REPEATS = 8
+# up to so many sites, all steps of a block are one launch: then launches would take longer than what they launch
+_ONE_LAUNCH_BELOW = 200_000
+# a block of threads integrates a replica of up to so many sites, the grid a larger one
+_SITES_OF_BLOCK = 2048
+# blocks that wait for each other
+_MOST_BLOCKS = 4096
 # what a run changes
 _CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies")
 
@@ -46,6 +53,8 @@ class CudaBackend:
         self._block = 16
         self._of = self._box = self._cells = None
         self._spare = _SPARE
+        self._partial = cuda.device_array(_MOST_BLOCKS, np.float64)
+        self._room = {}
 
     @property
     def builds(self) -> int:
@@ -81,8 +90,7 @@ class CudaBackend:
         repeats = 0
         while True:
             self._upload(run)
-            for k in range(1, steps + 1):
-                self._step(run, run.step + k, last=k == steps)
+            self._launch(run, steps)
             words = self.evaluator.state.copy_to_host()
             short = words[NARROW] or any(self.evaluator.needed(words).values())
             wrong = words[OVERLAP] or words[NOT_FINITE] or words[UNLIKELY]
@@ -114,33 +122,72 @@ class CudaBackend:
 
     # --- one block ------------------------------------------------------------------------------------------------
 
+    def _launch(self, run, steps: int) -> None:
+        """``steps`` steps on the device, in one launch where the system is small."""
+        if self.evaluator.n > _ONE_LAUNCH_BELOW:
+            for k in range(1, steps + 1):
+                self._step(run, run.step + k, last=k == steps)
+            return
+        e = self.evaluator
+        kernel = build_advance(e.shape, e.precision, run.ensemble, run.q.shape[1], self._team(run))
+        place, moved = e.place_arguments()
+        counts = Counts(e.n, e.n * e.copies, len(run.q), e.bin_count, e.lanes_now(), e.sum_blocks)
+        totals = (*e.totals_arguments(), (e.n, e.forces, e.energies), (e.sums,))
+        arguments = (
+            *(run.step + 1, steps, self._wants_virials(run, run.step + steps), counts, e.state, place, moved),
+            *(e.list_arguments(), e.force_arguments(), totals, self._box_arguments()),
+            *(self.device, run.h, self.p, self.q, self._limits, self._partial),
+        )
+        self._together(kernel, BLOCK, arguments, max(counts.n * counts.lanes, counts.copied))
+
+    def _together(self, kernel, threads: int, arguments: tuple, items: int) -> None:
+        """Launch a kernel whose blocks wait for each other, with as many as have something to do and room."""
+        if kernel not in self._room:
+            self._room[kernel] = min(blocks_at_once(kernel, threads, arguments), _MOST_BLOCKS)
+        kernel[min(self._room[kernel], -(-items // threads)), threads](*arguments)
+
+    def _team(self, run) -> str:
+        """Whether a block integrates a replica, or the grid."""
+        return "grid" if np.diff(run.state.first).max() > _SITES_OF_BLOCK else "block"
+
+    def _box_arguments(self) -> tuple:
+        """Of the stages ``follow`` and ``remember``."""
+        e, s = self.evaluator, self.device
+        box = e.to_box, e.to_vector, e.reach, e.state
+        return (
+            (*map(int, e.box.copies), s.cell, s.pbc, self.rows, e.bins, e.list_cutoff, e.skin, self.built, *box),
+            (e.skin, e.to_box, self.built, e.reach, e.state),
+        )
+
     def _step(self, run, step: int, last: bool) -> None:
         """Launches of one step; ``last``: of the block, after which energies and virials are looked at."""
         e, s, n = self.evaluator, self.device, self.evaluator.n
-        replicas = len(run.q)
-        begin, end, drive = build_ensemble(run.ensemble, run.q.shape[1])
-        begin[replicas, TEAM](s, run.h, self.p, self.q, step)
+        replicas, team = len(run.q), self._team(run)
+        begin, end = build_kernels_of_halves(run.ensemble, run.q.shape[1], team)
+        half = replicas, s, run.h, self.p, self.q, step
+        items = n if team == "grid" else replicas * TEAM
+        launch = self._together if team == "grid" else self._each
+        launch(begin, TEAM, (*half, self._partial), items)
         follow, remember = build_follow(e.precision)
-        if run.ensemble.changes_cell:
-            follow[blocks_for(replicas), BLOCK](
-                replicas, *map(int, e.box.copies), s.cell, s.pbc, self.rows, e.bins, e.list_cutoff, e.skin, self.built,
-                e.to_box, e.to_vector, e.reach, e.state,
-            )  # fmt: skip
+        changes = run.ensemble.changes_cell
+        if changes:
+            follow.launch(replicas, self._box_arguments()[0])
         e.place()
         e.check_moved()
         e.find()
-        if run.ensemble.changes_cell:
-            remember[blocks_for(replicas), BLOCK](replicas, e.skin, e.to_box, self.built, e.reach, e.state)
+        if changes:
+            remember.launch(replicas, self._box_arguments()[1])
         per_site = run.ensemble.per_site or (last and self._wants_virials(run, step))
-        total = last or run.ensemble.changes_cell
+        total = last or changes
         e.compute(2 if per_site else int(total), totals=total)
-        build_collect(e.precision)[blocks_for(max(n, replicas)), BLOCK](
-            n, e.forces, e.energies, total, e.sums, per_site, e.virials, s
-        )
-        if drive is not None:
-            drive[replicas, TEAM](s, run.h, self.p, self.q, step)
-        end[replicas, TEAM](s, run.h, self.p, self.q, step)
-        judge[replicas, TEAM](s, self._limits, e.state)
+        collect.launch(n, (n, e.forces, e.energies, per_site, e.virials, s))
+        if total:
+            collect_totals.launch(replicas, (e.sums, s))
+        launch(end, TEAM, (*half, self._limits, e.state, self._partial), items)
+
+    @staticmethod
+    def _each(kernel, threads: int, arguments: tuple, items: int) -> None:
+        kernel[-(-items // threads), threads](*arguments)
 
     def _until_due(self, run) -> int:
         """Steps until an observer of the calendar is due, at least one."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import NamedTuple
+
 import numba
 import numpy as np
 from numba import cuda
@@ -10,10 +13,12 @@ from numba.core import config
 __all__ = [
     "BLOCK",
     "SIMULATOR",
+    "Stage",
     "blocks_for",
     "device_function",
     "kernel",
     "number_type",
+    "stage",
     "upper_bits",
     "wrapping_difference",
 ]
@@ -41,11 +46,59 @@ def kernel(function=None, *, fastmath: bool = False, threads: int | None = None)
     return cuda.jit(fastmath=fastmath, **bounds, **_OPTIONS)(function)
 
 
+def _simulated(function):
+    """Functions that use ``cuda`` must be the simulator's: it gives its own meaning to the word in their modules."""
+    return cuda.jit(device=True)(function) if "cuda" in function.__code__.co_names else function
+
+
 def device_function(*, fastmath: bool = False):
     """Decorator: a function that kernels call, always inlined (arrays of the caller must stay in registers)."""
     if SIMULATOR:
-        return lambda function: function
+        return _simulated
     return cuda.jit(device=True, forceinline=True, fastmath=fastmath, **_OPTIONS)
+
+
+class Stage(NamedTuple):
+    """A function of one item, of a site say, and the kernel that calls it for all of them.
+
+    ``one(k, *arguments)``, or ``one(k, lane, lanes, *arguments)`` where several threads (*lanes*) share an item;
+    ``kernel[...](count, arguments)``: for k below ``count``, the lanes along the second dimension of the grid.
+    ``signature``: names of the arguments.
+    """
+
+    name: str
+    one: object
+    kernel: object
+    signature: tuple
+
+    def launch(self, count: int, arguments: tuple, lanes: int = 1) -> None:
+        """All items, in blocks of BLOCK threads."""
+        self.kernel[(blocks_for(count), lanes), BLOCK](count, arguments)
+
+
+def stage(function=None, *, fastmath: bool = False, lanes: bool = False):
+    """Decorator: makes a :class:`Stage` of a function of one item."""
+    if function is None:
+        return lambda f: stage(f, fastmath=fastmath, lanes=lanes)
+    one = device_function(fastmath=fastmath)(function)
+    if lanes:
+
+        @kernel(fastmath=fastmath)
+        def all_items(count, arguments):
+            k = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+            if k < count:
+                one(k, cuda.blockIdx.y, cuda.gridDim.y, *arguments)
+
+    else:
+
+        @kernel(fastmath=fastmath)
+        def all_items(count, arguments):
+            k = cuda.grid(1)
+            if k < count:
+                one(k, *arguments)
+
+    names = tuple(inspect.signature(function).parameters)
+    return Stage(function.__name__, one, all_items, names[3 if lanes else 1 :])
 
 
 def blocks_for(count: int) -> int:

@@ -31,10 +31,10 @@ def ptx_of_driver(version: tuple[int, int]) -> tuple[int, int]:
 def newest_ptx() -> tuple[int, int]:
     """The PTX version that the installed compiler writes."""
     from .lists import build_lists
-    from .ptx import compile_kernel
+    from .ptx import compile_stage
 
-    clear = build_lists("mixed")[2]
-    major, minor = re.search(r"\.version (\d+)\.(\d+)", compile_kernel(clear, "mixed")).groups()
+    clear = build_lists("mixed").clear
+    major, minor = re.search(r"\.version (\d+)\.(\d+)", compile_stage(clear, "mixed")).groups()
     return int(major), int(minor)
 
 

@@ -11,7 +11,7 @@ from ase_nepcg.potential.neighbors import complete_cell
 
 from .box import make_box
 from .device import BLOCK, blocks_for
-from .lists import ANGULAR, BINS, NEAR, NOT_FINITE, OVERLAP, STALE, STATE, build_lists
+from .lists import ANGULAR, BINS, NEAR, NOT_FINITE, OVERLAP, STALE, STATE, build_lists, not_stale
 from .nep import build_kernels, parts
 from .parameters import pack
 from .precision import precision
@@ -169,42 +169,48 @@ class CudaEvaluator:
         self.counts = cuda.device_array(self.bin_count, np.int32)
         self._slots(room=self.room)
 
+    def place_arguments(self) -> tuple:
+        """Of the stages ``place`` and ``moved``."""
+        n, copied = self.n, self.n * self.copies
+        return (
+            (n, self.copies, self.x, self.replica, self.to_box, self.offsets, self.u),
+            (n, copied, self.u, self.origin, self.replica, self.to_vector, self.reach, self.state),
+        )
+
+    def list_arguments(self) -> tuple:
+        """Of the stages from ``clear`` to ``settle``."""
+        n, copied, words = self.n, self.n * self.copies, self.state
+        bins = self.bins, self.bin_first, self.counts, self.members, self.room
+        sites = n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.limits
+        angular = self.angular_end, self.angular
+        return (
+            (self.counts, words),
+            (n, self.copies, self.u, self.replica, *bins, words),
+            (self.counts, self.members, self.room, words),
+            (*sites, *bins, self.near_end, self.near, self.near_slots, words),
+            (*sites, self.near_end, self.near, *angular, self.slots, words),
+            (n, *map(int, self.box.copies), self.n_types, self.types, *angular, self.back, words),
+            (n, copied, self.u, self.origin, words),
+        )
+
+    def list_counts(self) -> tuple:
+        """Items of the stages from ``clear`` to ``settle``."""
+        n, bins = self.n, self.bin_count
+        return bins, n * self.copies, bins, n, n, n, n
+
     def place(self) -> None:
         """Places of all sites at their present positions."""
-        total = self.n * self.copies
-        self.lists[0][blocks_for(total), BLOCK](
-            self.n, self.copies, self.x, self.replica, self.to_box, self.offsets, self.u, self.state
-        )
+        not_stale[1, 1](self.state)
+        self.lists.place.launch(self.n * self.copies, self.place_arguments()[0])
 
     def check_moved(self) -> None:
         """STALE, if the list does not serve for the present places."""
-        self.lists[1][blocks_for(self.n), BLOCK](
-            self.n, self.n * self.copies, self.u, self.origin, self.replica, self.to_vector, self.reach, self.state
-        )
+        self.lists.moved.launch(self.n, self.place_arguments()[1])
 
     def find(self) -> None:
         """A new list, if the old one is STALE; nothing comes back to the host."""
-        _, _, clear, fill_bins, sort_bins, find, select, pair_up, settle = self.lists
-        n, total, count = self.n, self.n * self.copies, self.bin_count
-        clear[blocks_for(count), BLOCK](count, self.counts, self.state)
-        fill_bins[blocks_for(total), BLOCK](
-            n, self.copies, self.u, self.replica, self.bins, self.bin_first, self.counts, self.members, self.room,
-            self.state,
-        )  # fmt: skip
-        sort_bins[blocks_for(count), BLOCK](count, self.counts, self.members, self.room, self.state)
-        find[blocks_for(n), BLOCK](
-            n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.limits, self.bins,
-            self.bin_first, self.counts, self.members, self.room, self.near_end, self.near, self.near_slots, self.state,
-        )  # fmt: skip
-        select[blocks_for(n), BLOCK](
-            n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.limits,
-            self.near_end, self.near, self.angular_end, self.angular, self.slots, self.state,
-        )  # fmt: skip
-        pair_up[blocks_for(n), BLOCK](
-            n, *map(int, self.box.copies), self.n_types, self.types, self.angular_end, self.angular, self.back,
-            self.state,
-        )  # fmt: skip
-        settle[blocks_for(n), BLOCK](n, total, self.u, self.origin, self.state)
+        for one, count, arguments in zip(self.lists[2:], self.list_counts(), self.list_arguments(), strict=True):
+            one.launch(count, arguments)
 
     @staticmethod
     def needed(state) -> dict:
@@ -240,37 +246,53 @@ class CudaEvaluator:
         """Energy and virial (nine numbers) of each replica, eV, after an evaluation with totals."""
         return self.sums.copy_to_host().reshape(-1, TOTALS)
 
+    def lanes_now(self) -> int:
+        """Threads that share a site."""
+        return self.lanes or (parts(self.shape) if self.n < _FEW_SITES else 1)
+
+    def force_arguments(self) -> tuple:
+        """Of the stages ``sums``, ``network``, ``partial_forces`` and ``gather``."""
+        n, n_types, p = self.n, self.n_types, self.parameters
+        sites = n, self.copies, n_types
+        places = self.u, self.replica, self.types, self.to_vector
+        near, angular = (self.near_end, self.near), (self.angular_end, self.angular)
+        temperature = precision(self.precision).real(self.temperature_K or 0.0)
+        return (
+            (
+                *(*sites, *places, *near, *angular, p.pair, p.c_radial, p.c_angular, p.zbl, temperature),
+                *(self.Q, self.S, self.zbl_energies, self.state),
+            ),
+            (
+                *(n, n_types, self.types, p.c_radial, p.w0, p.b0, p.w1, p.w2, p.b2, p.bias),
+                *(self.Q, self.P, self.S, self.slope, self.zbl_energies, self.energies),
+            ),
+            (*sites, self.slots, *places, *angular, p.pair, p.c_angular, p.zbl, self.S, self.part),
+            (
+                *(*sites, self.slots, *places, *near, *angular, self.back, p.pair),
+                *(self.slope, self.part, self.forces, self.virials),
+            ),
+        )
+
     def compute(self, virials: int, totals: bool = True) -> None:
         """Energies and forces; ``virials``: 0 none, 1 the total, 2 those of all sites too; ``totals``: of replicas."""
-        k, p, n = self.kernels, self.parameters, self.n
-        lanes = self.lanes or (parts(self.shape) if n < _FEW_SITES else 1)
-        grid = (blocks_for(n), lanes)
-        real = precision(self.precision).real
-        k.sums[grid, BLOCK](
-            n, self.copies, self.n_types, self.u, self.replica, self.types, self.to_vector, self.near_end, self.near,
-            self.angular_end, self.angular, p.pair, p.c_radial, p.c_angular, p.zbl, real(self.temperature_K or 0.0),
-            self.Q, self.S, self.zbl_energies, self.state,
-        )  # fmt: skip
-        k.network[blocks_for(n), BLOCK](
-            n, self.n_types, self.types, p.c_radial, p.w0, p.b0, p.w1, p.w2, p.b2, p.bias, self.Q, self.P, self.S,
-            self.slope, self.zbl_energies, self.energies,
-        )  # fmt: skip
-        k.partial_forces[grid, BLOCK](
-            n, self.copies, self.n_types, self.slots, self.u, self.replica, self.types, self.to_vector,
-            self.angular_end, self.angular, p.pair, p.c_angular, p.zbl, self.S, self.part,
-        )  # fmt: skip
-        k.gather[virials][blocks_for(n), BLOCK](
-            n, self.copies, self.n_types, self.slots, self.u, self.replica, self.types, self.to_vector, self.near_end,
-            self.near, self.angular_end, self.angular, self.back, p.pair, self.slope, self.part, self.forces,
-            self.virials,
-        )  # fmt: skip
+        n, lanes = self.n, self.lanes_now()
+        sums, network, partial_forces, gather = self.force_arguments()
+        self.kernels.sums.launch(n, sums, lanes)
+        self.kernels.network.launch(n, network)
+        self.kernels.partial_forces.launch(n, partial_forces, lanes)
+        self.kernels.gather[virials].launch(n, gather)
         if not totals:
             return
         replicas = len(self.first_host) - 1
-        sum_over_sites[(replicas, self.sum_blocks), BLOCK](
-            self.first, n, virials > 0, self.energies, self.forces, self.virials, self.block_sums, self.state
-        )
-        add_totals[blocks_for(replicas * TOTALS), BLOCK](replicas, self.sum_blocks, self.block_sums, self.sums)
+        of_blocks, add = self.totals_arguments(virials > 0)
+        sum_over_sites[(replicas, self.sum_blocks), BLOCK](*of_blocks)
+        add_totals.launch(replicas * TOTALS, add)
+
+    def totals_arguments(self, with_virials: bool = True) -> tuple:
+        """Of ``block_totals`` and ``add_totals``."""
+        arrays = self.energies, self.forces, self.virials, self.block_sums
+        of_blocks = self.first, self.n, with_virials, *arrays, self.state
+        return of_blocks, (self.sum_blocks, self.block_sums, self.sums)
 
     def report_overlap(self, positions, cell, pbc, i: int) -> None:
         """Name the two sites at one place, of which one is ``i``."""

@@ -1,4 +1,4 @@
-"""Kernels that find neighbours on the device.
+"""Stages (see ``device.py``) that find neighbours on the device.
 
 ==================  ===========================================================  =======================
 symbol              meaning                                                      shape
@@ -19,7 +19,7 @@ minimum image. Copy c of site i has number ``c N + i``, M = copies * N; lists ar
 (copy 0). Everything that is stored per slot is stored slot by slot, so that neighbouring threads read neighbouring
 words.
 
-With STALE zero the kernels that make a list do nothing: a run launches them in every step, and the device decides.
+With STALE zero the stages that make a list do nothing: a run launches them in every step, and the device decides.
 
 Bins are at least as wide as the list cutoff. They are filled with atomic counters and then sorted, and so are the
 neighbours of each site: the order of sums, and with it every bit of a result, does not depend on who came first nor on
@@ -30,14 +30,18 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 from numba import cuda
 
-from .device import kernel, number_type, upper_bits, wrapping_difference
+from .device import Stage, kernel, number_type, stage, upper_bits, wrapping_difference
 from .precision import precision
 from .vectors import build_vectors
 
-__all__ = ["ANGULAR", "BINS", "NARROW", "NEAR", "NOT_FINITE", "OVERLAP", "STALE", "STATE", "UNLIKELY", "build_lists"]
+__all__ = [
+    *("ANGULAR", "BINS", "NARROW", "NEAR", "NOT_FINITE", "OVERLAP", "STALE", "STATE", "UNLIKELY"),
+    *("Lists", "build_lists", "not_stale"),
+]
 
 # words of ``state``: the list does not serve any more; what was needed where memory is too small; a site + 1 at which
 # something is wrong; the box has become too narrow for its bins or copies; a state is beyond the limits of its run
@@ -45,54 +49,64 @@ STALE, BINS, NEAR, ANGULAR, OVERLAP, NOT_FINITE, NARROW, UNLIKELY = range(8)
 STATE = 8
 
 
+@kernel
+def not_stale(state):
+    state[STALE] = 0
+
+
+class Lists(NamedTuple):
+    """Stages in the order in which they follow each other: places, whether the list still serves, a new one."""
+
+    place: Stage
+    moved: Stage
+    clear: Stage
+    fill_bins: Stage
+    sort_bins: Stage
+    find: Stage
+    select: Stage
+    pair_up: Stage
+    settle: Stage
+
+
 @functools.cache
 def build_lists(name: str):
-    """The kernels for one precision: (place, moved, clear, fill_bins, sort_bins, find, select, pair_up, settle)."""
+    """The stages for one precision."""
     kinds = precision(name)
     fixed = number_type(kinds.fixed)
     scale, zero = 2.0**kinds.bits, kinds.real(0.0)
     difference, upper = wrapping_difference(kinds.fixed), upper_bits(kinds.fixed)
     place_of, rows, between = build_vectors(name)
 
-    @kernel
-    def place(n, copies, x, replica, to_box, offsets, u, state):
+    @stage
+    def place(site, n, copies, x, replica, to_box, offsets, u):
         """Places of all copies: fractions in [-1/2, 1/2), less the ``offsets`` (copies, 3) of the copy."""
-        site = cuda.grid(1)
-        if site == 0:
-            state[STALE] = 0
-        if site >= n * copies:
-            return
         i, copy, m = site % n, site // n, 9 * replica[site % n]
         for c in range(3):
             s = x[3 * i] * to_box[m + c] + x[3 * i + 1] * to_box[m + 3 + c] + x[3 * i + 2] * to_box[m + 6 + c]
             s -= math.floor(s + 0.5)
             u[c * n * copies + site] = difference(fixed(s * scale), offsets[3 * copy + c])
 
-    @kernel
-    def moved(n, copied, u, origin, replica, to_vector, reach, state):
+    @stage
+    def moved(i, n, copied, u, origin, replica, to_vector, reach, state):
         """STALE where a site is farther than ``reach`` (R,), negative: anywhere, from its place when the list was made.
 
         Places move with the box, so that a strain of the box is no motion.
         """
-        i = cuda.grid(1)
-        if i < n:
-            m, limit = 9 * replica[i], reach[replica[i]]
-            rx, ry, rz = between(u, i, copied, place_of(origin, i, n), rows(to_vector, m))
-            # also where the limit is not a number
-            if not (limit >= zero and rx * rx + ry * ry + rz * rz <= limit * limit):
-                state[STALE] = 1
+        m, limit = 9 * replica[i], reach[replica[i]]
+        rx, ry, rz = between(u, i, copied, place_of(origin, i, n), rows(to_vector, m))
+        # also where the limit is not a number
+        if not (limit >= zero and rx * rx + ry * ry + rz * rz <= limit * limit):
+            state[STALE] = 1
 
-    @kernel
-    def clear(count, counts, state):
-        b = cuda.grid(1)
-        if b < count and state[STALE] != 0:
+    @stage
+    def clear(b, counts, state):
+        if state[STALE] != 0:
             counts[b] = 0
 
-    @kernel
-    def fill_bins(n, copies, u, replica, bins, bin_first, counts, members, room, state):
+    @stage
+    def fill_bins(site, n, copies, u, replica, bins, bin_first, counts, members, room, state):
         """Members of each bin in the order of arrival. ``bins`` (R, 3), ``bin_first`` (R,)."""
-        site = cuda.grid(1)
-        if site >= n * copies or state[STALE] == 0:
+        if state[STALE] == 0:
             return
         r = replica[site % n]
         b = 0
@@ -105,11 +119,10 @@ def build_lists(name: str):
         else:
             cuda.atomic.max(state, BINS, slot + 1)
 
-    @kernel
-    def sort_bins(count, counts, members, room, state):
+    @stage
+    def sort_bins(b, counts, members, room, state):
         """Members of each bin by number (insertion sort: there are few)."""
-        b = cuda.grid(1)
-        if b >= count or state[STALE] == 0:
+        if state[STALE] == 0:
             return
         for k in range(b * room + 1, b * room + min(counts[b], room)):
             site = members[k]
@@ -118,14 +131,13 @@ def build_lists(name: str):
                 k -= 1
             members[k] = site
 
-    @kernel
+    @stage
     def find(
-        n, copies, n_types, u, replica, types, to_vector, limits, bins, bin_first, counts, members, room,
+        i, n, copies, n_types, u, replica, types, to_vector, limits, bins, bin_first, counts, members, room,
         near_end, near, slots, state,
     ):  # fmt: skip
         """Neighbours of each site within the list cutoff of the pair, by type and number."""
-        i = cuda.grid(1)
-        if i >= n or state[STALE] == 0:
+        if state[STALE] == 0:
             return
         r, a, copied = replica[i], types[i], n * copies
         m = 9 * r
@@ -176,13 +188,12 @@ def build_lists(name: str):
                     k -= 1
                 near[k * n + i] = j
 
-    @kernel
+    @stage
     def select(
-        n, copies, n_types, u, replica, types, to_vector, limits, near_end, near, angular_end, angular, slots, state
+        i, n, copies, n_types, u, replica, types, to_vector, limits, near_end, near, angular_end, angular, slots, state
     ):
         """The neighbours within the angular list cutoff, in the same order."""
-        i = cuda.grid(1)
-        if i >= n or state[STALE] == 0:
+        if state[STALE] == 0:
             return
         m, a, copied = 9 * replica[i], types[i], n * copies
         here, box = place_of(u, i, copied), rows(to_vector, m)
@@ -203,11 +214,10 @@ def build_lists(name: str):
             for t in range(n_types + 1):
                 angular_end[t * n + i] = 0
 
-    @kernel
-    def pair_up(n, n0, n1, n2, n_types, types, angular_end, angular, back, state):
+    @stage
+    def pair_up(i, n, n0, n1, n2, n_types, types, angular_end, angular, back, state):
         """``back``: the neighbour j in copy c of i has i in copy -c, among those of the type of i."""
-        i = cuda.grid(1)
-        if i >= n or state[STALE] == 0:
+        if state[STALE] == 0:
             return
         for slot in range(angular_end[n_types * n + i]):
             j, c = angular[slot * n + i] % n, angular[slot * n + i] // n
@@ -222,12 +232,11 @@ def build_lists(name: str):
                     high = middle
             back[slot * n + i] = low
 
-    @kernel
-    def settle(n, copied, u, origin, state):
-        """The list is of now. (STALE is cleared with the next places.)"""
-        i = cuda.grid(1)
-        if i < n and state[STALE] != 0:
+    @stage
+    def settle(i, n, copied, u, origin, state):
+        """The list is of now. (STALE is cleared before the next places.)"""
+        if state[STALE] != 0:
             for c in range(3):
                 origin[c * n + i] = u[c * copied + i]
 
-    return place, moved, clear, fill_bins, sort_bins, find, select, pair_up, settle
+    return Lists(place, moved, clear, fill_bins, sort_bins, find, select, pair_up, settle)

@@ -46,7 +46,7 @@ from numba import cuda
 from ase_nepcg.potential.invariants import legendre_tables
 from ase_nepcg.potential.layout import Shape
 
-from .device import device_function, kernel, number_type
+from .device import Stage, device_function, number_type, stage
 from .lists import OVERLAP
 from .precision import precision
 from .terms import build_terms
@@ -63,12 +63,12 @@ _SUMS_IN_REGISTERS = 130
 
 
 class Kernels(NamedTuple):
-    """The kernels of one shape and precision; ``gather``: without virials, with their sum only, with those of sites."""
+    """The stages of one shape and precision; ``gather``: without virials, with their sum only, with those of sites."""
 
-    sums: object
-    network: object
-    partial_forces: object
-    gather: tuple
+    sums: Stage
+    network: Stage
+    partial_forces: Stage
+    gather: tuple[Stage, Stage, Stage]
 
 
 def functions_at_once(shape: Shape) -> int:
@@ -106,8 +106,11 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
     terms = build_terms(shape, name, FUNCTIONS)
     descriptor, adjoint, gradient = terms.descriptor, terms.adjoint, terms.gradient
 
-    def jit(function):
-        return kernel(function, fastmath=kinds.fastmath)
+    def on_sites(function):
+        return stage(function, fastmath=kinds.fastmath)
+
+    def on_lanes(function):
+        return stage(function, fastmath=kinds.fastmath, lanes=True)
 
     inlined = device_function(fastmath=kinds.fastmath)
 
@@ -123,17 +126,14 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
         """``x`` of the Chebyshev polynomials."""
         return two * (v * v) - one
 
-    @jit
+    @on_lanes
     def sums(
-        n, copies, n_types, u, replica, types, to_vector, near_end, near, angular_end, angular, pair, c_radial,
-        c_angular, zbl_table, temperature, Q, S, zbl_energies, state,
+        i, lane, lanes, n, copies, n_types, u, replica, types, to_vector, near_end, near, angular_end, angular, pair,
+        c_radial, c_angular, zbl_table, temperature, Q, S, zbl_energies, state,
     ):  # fmt: skip
-        i, lane = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-        if i >= n:
-            return
         a, m, copied = types[i], 9 * replica[i], n * copies
         here, box = place(u, i, copied), rows(to_vector, m)
-        for part in range(lane, PARTS, cuda.gridDim.y):
+        for part in range(lane, PARTS, lanes):
             if part == 0:
                 # radial: sums over the neighbours of one type first, then their contraction with c
                 q = cuda.local.array(NR, real)
@@ -230,15 +230,12 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                         energy += half * value
                 zbl_energies[i] = energy
 
-    @jit
-    def network(n, n_types, types, c_radial, w0, b0, w1, w2, b2, bias, Q, P, S, slope, zbl_energies, energies):
+    @on_sites
+    def network(i, n, n_types, types, c_radial, w0, b0, w1, w2, b2, bias, Q, P, S, slope, zbl_energies, energies):
         """``U_i``, ``S`` becomes ``dU/ds``; the series of ``sum_n P_n g_n``.
 
         ``w0`` (T, neurons, D) holds the scaler.
         """
-        i = cuda.grid(1)
-        if i >= n:
-            return
         a = types[i]
         q = cuda.local.array(D, real)
         p = cuda.local.array(D, real)
@@ -302,15 +299,12 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                     value += p[d] * c_radial[first + d * KR + k]
                 slope[(i * n_types + t) * KR + k] = value
 
-    @jit
+    @on_lanes
     def partial_forces(
-        n, copies, n_types, slots, u, replica, types, to_vector, angular_end, angular, pair, c_angular, zbl_table,
-        S, part,
+        i, lane, lanes, n, copies, n_types, slots, u, replica, types, to_vector, angular_end, angular, pair, c_angular,
+        zbl_table, S, part,
     ):  # fmt: skip
         """``f = sum_{n,lm} S [g' b u + (g/r) (grad b - (u . grad b) u)]``, ``S = dU/ds``, and half of each ZBL pair."""
-        i, lane = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
-        if i >= n:
-            return
         a, m, copied = types[i], 9 * replica[i], n * copies
         here, box = place(u, i, copied), rows(to_vector, m)
         dS = cuda.local.array(HELD, real)
@@ -325,7 +319,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
             for f in range(FUNCTIONS):
                 for lm in range(LM):
                     dS[f * LM + lm] = S[((begin + f) * LM + lm) * n + i] if begin + f < NA else zero
-            for slot in range(lane, angular_end[n_types * n + i], cuda.gridDim.y):
+            for slot in range(lane, angular_end[n_types * n + i], lanes):
                 j = angular[slot * n + i]
                 t = a * n_types + types[j % n]
                 rc, inverse_rc = pair[PAIR * t + 2], pair[PAIR * t + 3]
@@ -370,15 +364,12 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                 part[(2 * slots + slot) * n + i] = fz
 
     def build_gather(SUM, SITES):
-        @jit
+        @on_sites
         def gather(
-            n, copies, n_types, slots, u, replica, types, to_vector, near_end, near, angular_end, angular, back, pair,
-            slope, part, forces, virials,
+            i, n, copies, n_types, slots, u, replica, types, to_vector, near_end, near, angular_end, angular, back,
+            pair, slope, part, forces, virials,
         ):  # fmt: skip
             """``F_i``; ``virials``: those of the sites, or (SUM) other ones with the same sum."""
-            i = cuda.grid(1)
-            if i >= n:
-                return
             a, m, copied = types[i], 9 * replica[i], n * copies
             here, box = place(u, i, copied), rows(to_vector, m)
             own = cuda.local.array(KR, real)

@@ -23,13 +23,22 @@ import numba
 import numpy as np
 from numba import cuda
 
+from ase_nepcg.md.ensembles.langevin import Langevin
+from ase_nepcg.md.ensembles.npt import NPTbySCR
+from ase_nepcg.md.state import make_state
 from ase_nepcg.potential.layout import Shape
 
+from .advance import Counts, build_advance
+from .integrate import build_follow, build_kernels_of_halves, collect
 from .lists import build_lists
 from .nep import build_kernels
 from .precision import PRECISIONS, precision
+from .totals import add_totals, block_totals
 
-__all__ = ["ARCHITECTURES", "SHAPES", "Resources", "assemble", "compile_kernel", "find_assembler", "kernels_of"]
+__all__ = [
+    *("ARCHITECTURES", "SHAPES", "Resources", "assemble", "compile_advance", "compile_halves", "compile_kernel"),
+    *("compile_stage", "find_assembler", "stages_of"),
+]
 
 #: compute capabilities for which kernels must compile
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
@@ -46,10 +55,20 @@ SHAPES = {
 }
 #: those that must not need a stack
 COARSE_GRAINED = tuple(SHAPES)[:4]
-_INTEGERS = ("n", "copies", "copied", "n_types", "slots", "room", "count", "n0", "n1", "n2", "replicas", "blocks")
-_INT32 = ("replica", "types", "counts", "members", "near_end", "near", "angular_end", "angular", "back", "state")
-_INT64 = ("bins", "bin_first")
-_FLOAT64 = ("x", "to_box", "block_sums", "out", "parts_of_blocks")
+# numba types of arguments by their names; R: real numbers, F: places
+_TYPES = {
+    **dict.fromkeys(("n", "copies", "copied", "n_types", "slots", "room", "n0", "n1", "n2", "blocks"), numba.int64),
+    **dict.fromkeys(("replica", "types", "counts", "members", "near_end", "near", "angular_end"), numba.int32[::1]),
+    **dict.fromkeys(("angular", "back", "state", "first"), numba.int32[::1]),
+    **dict.fromkeys(("bins", "bin_first"), numba.int64[::1]),
+    **dict.fromkeys(("x", "to_box", "rows", "built", "out", "sums", "parts_of_blocks"), numba.float64[::1]),
+    **dict.fromkeys(("list_cutoff", "skin"), numba.float64),
+    **dict.fromkeys(("with_virials", "per_site"), numba.boolean),
+    **dict.fromkeys(("u", "offsets", "origin"), "F"),
+    "cell": numba.float64[:, :, ::1],
+    "pbc": numba.boolean[:, ::1],
+    "temperature": "R",
+}
 
 
 class Resources(NamedTuple):
@@ -64,26 +83,27 @@ class Resources(NamedTuple):
     doubles: int
 
 
-def _argument_type(name: str, kernel: str, real, fixed):
-    if name in _INTEGERS:
-        return numba.int64
-    if name in _INT32 or (name, kernel) == ("first", "totals"):
-        return numba.int32[::1]
-    if name in _INT64:
-        return numba.int64[::1]
-    if name in _FLOAT64:
-        return numba.float64[::1]
-    if name in ("u", "offsets", "origin"):
-        return fixed[::1]
-    return {"temperature": real, "with_virials": numba.boolean}.get(name, real[::1])
+def _argument_types(names, name: str) -> numba.types.Tuple:
+    """Types of arguments called ``names`` in precision ``name``."""
+    kinds = precision(name)
+    real, fixed = (numba.from_dtype(np.dtype(kind)) for kind in (kinds.real, kinds.fixed))
+    found = []
+    for one in names:
+        kind = _TYPES.get(one, real[::1])
+        found.append({"R": real, "F": fixed[::1]}.get(kind, kind) if isinstance(kind, str) else kind)
+    return numba.types.Tuple(found)
 
 
-def kernels_of(shape: Shape, name: str) -> dict:
-    """Kernels of one shape and precision by name, those that find neighbours too."""
-    found = {one.py_func.__name__: one for one in build_lists(name)}
+def _state_type():
+    one = np.zeros((1, 3))
+    return numba.typeof(make_state([one], [one], [[1.0]], [[0]], [np.eye(3)], [[True] * 3]))
+
+
+def stages_of(shape: Shape, name: str) -> dict:
+    """Stages of one shape and precision by name, those that find neighbours too."""
+    found = {one.name: one for one in build_lists(name)}
     kernels = build_kernels(shape, name)
-    for one in (kernels.sums, kernels.network, kernels.partial_forces):
-        found[one.py_func.__name__] = one
+    found |= {one.name: one for one in kernels[:3]}
     return found | dict(zip(("gather", "gather, virial", "gather, virials"), kernels.gather, strict=True))
 
 
@@ -102,19 +122,53 @@ def _pretend(cc):
         yield
 
 
-def compile_kernel(kernel, name: str, cc=(9, 0)) -> str:
-    """PTX of a kernel of precision ``name`` for compute capability ``cc``."""
-    kinds = precision(name)
-    real, fixed = (numba.from_dtype(np.dtype(kind)) for kind in (kinds.real, kinds.fixed))
-    function = kernel.py_func
-    arguments = [
-        _argument_type(argument, function.__name__, real, fixed) for argument in inspect.signature(function).parameters
-    ]
+def compile_stage(one, name: str, cc=(9, 0)) -> str:
+    """PTX of the kernel of a stage of precision ``name`` for compute capability ``cc``."""
+    return compile_kernel(one.kernel, (numba.int64, _argument_types(one.signature, name)), cc)
+
+
+def compile_kernel(kernel, types, cc=(9, 0)) -> str:
+    """PTX of a kernel with arguments of these numba types for compute capability ``cc``."""
+    fastmath = kernel.targetoptions.get("fastmath", False)
     with _pretend(cc):
-        ptx, _ = cuda.compile_ptx(
-            function, numba.void(*arguments), cc=cc, fastmath=kernel.targetoptions.get("fastmath", False)
-        )
+        ptx, _ = cuda.compile_ptx(kernel.py_func, numba.void(*types), cc=cc, fastmath=fastmath)
     return ptx
+
+
+def compile_halves(ensemble, n_state: int, kind: str, cc=(9, 0)) -> dict:
+    """PTX of the kernels of an ensemble's halves, for a team of ``kind``."""
+    arrays, state = numba.float64[:, ::1], _state_type()
+    half = numba.int64, state, numba.float64, arrays, arrays, numba.int64
+    partial, words = numba.float64[::1], numba.int32[::1]
+    begin, end = build_kernels_of_halves(ensemble, n_state, kind)
+    return {
+        "begin": compile_kernel(begin, (*half, partial), cc),
+        "end": compile_kernel(end, (*half, arrays, words, partial), cc),
+    }
+
+
+def compile_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, cc=(9, 0)) -> str:
+    """PTX of the kernel of many steps."""
+
+    def types(*names):
+        return _argument_types(names, name)
+
+    lists, kernels = build_lists(name), build_kernels(shape, name)
+    of_blocks = tuple(inspect.signature(block_totals.py_func).parameters)[4:]
+    follow, remember = build_follow(name)
+    arrays, whole = numba.float64[:, ::1], numba.int64
+    arguments = (
+        *(whole, whole, numba.boolean, numba.typeof(Counts(1, 1, 1, 1, 1, 1)), numba.int32[::1]),
+        *(types(*one.signature) for one in lists[:2]),
+        numba.types.Tuple([types(*one.signature) for one in lists[2:]]),
+        numba.types.Tuple([types(*one.signature) for one in (*kernels[:3], kernels.gather[0])]),
+        numba.types.Tuple(
+            [types(*of_blocks), types(*add_totals.signature), types(*collect.signature[:3]), types("sums")]
+        ),
+        numba.types.Tuple([types(*follow.signature), types(*remember.signature)]),
+        *(_state_type(), numba.float64, arrays, arrays, arrays, numba.float64[::1]),
+    )
+    return compile_kernel(build_advance(shape, name, ensemble, n_state, kind), arguments, cc)
 
 
 def find_assembler() -> Path | None:
@@ -132,7 +186,7 @@ def assemble(ptx: str, assembler: Path, cc=(9, 0)) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
-        command = [assembler, "-v", f"-arch=sm_{cc[0]}{cc[1]}", source, "-o", Path(folder, "kernel.cubin")]
+        command = [assembler, "-v", "-c", f"-arch=sm_{cc[0]}{cc[1]}", source, "-o", Path(folder, "kernel.cubin")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"ptxas: {done.stderr.strip()}")
@@ -151,31 +205,46 @@ def assemble(ptx: str, assembler: Path, cc=(9, 0)) -> Resources:
     )
 
 
+def sources(models, name: str, cc=(9, 0), whole: bool = False):
+    """(name, PTX) of one kernel after the other: of stages and halves, those of ``models`` (names of SHAPES), and, for
+    ``whole``, that of many steps for the first model."""
+    seen = set()
+    for title in models:
+        for what, one in stages_of(SHAPES[title], name).items():
+            if one.kernel in seen:
+                continue
+            seen.add(one.kernel)
+            of_all = what in {one.name for one in build_lists(name)}
+            yield what if of_all else f"{what} [{title}]", compile_stage(one, name, cc)
+    for ensemble, kind in ((Langevin, "block"), (Langevin, "grid"), (NPTbySCR, "block")):
+        for half, ptx in compile_halves(ensemble, ensemble.n_state, kind, cc).items():
+            yield f"{half}, {ensemble.__name__}, {kind}", ptx
+    if whole:
+        for ensemble in (Langevin, NPTbySCR):
+            ptx = compile_advance(SHAPES[models[0]], name, ensemble, ensemble.n_state, "block", cc)
+            yield f"advance, {ensemble.__name__} [{models[0]}]", ptx
+
+
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cc", default="9.0", help="compute capability (default %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="mixed")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="MODEL",
                         help=f"some of: {', '.join(SHAPES)} (default: all)")  # fmt: skip
+    parser.add_argument("--whole", action="store_true", help="also the kernel of many steps, for the first model")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     given = parser.parse_args(arguments)
     cc = tuple(map(int, given.cc.split(".")))
     assembler = find_assembler()
     if assembler is None:
         raise SystemExit("there is no ptxas: pip install nvidia-cuda-nvcc, of the release of nvidia-nvvm")
-    table, seen = {}, set()
+    table = {}
     print(f"sm_{cc[0]}{cc[1]}, {given.precision}\n{'kernel':42s} registers stack spills shared f64")
-    for title in given.models:
-        for what, kernel in kernels_of(SHAPES[title], given.precision).items():
-            if kernel in seen:
-                continue
-            seen.add(kernel)
-            found = assemble(compile_kernel(kernel, given.precision, cc), assembler, cc)
-            shared = what in {one.py_func.__name__ for one in build_lists(given.precision)}
-            label = what if shared else f"{what} [{title}]"
-            table[label] = found._asdict()
-            spills = found.spill_stores + found.spill_loads
-            print(f"{label:42s} {found.registers:9d} {found.stack:5d} {spills:6d} {found.shared:6d} {found.doubles:3d}")
+    for label, ptx in sources(given.models, given.precision, cc, given.whole):
+        found = assemble(ptx, assembler, cc)
+        table[label] = found._asdict()
+        spills = found.spill_stores + found.spill_loads
+        print(f"{label:42s} {found.registers:9d} {found.stack:5d} {spills:6d} {found.shared:6d} {found.doubles:3d}")
     if given.json:
         given.json.write_text(json.dumps(table, indent=1))
 

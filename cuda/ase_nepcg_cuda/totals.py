@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from numba import cuda, float64
 
-from .device import BLOCK, kernel
+from .device import BLOCK, device_function, kernel, stage
 from .lists import NOT_FINITE
 
-__all__ = ["TOTALS", "add_totals", "totals"]
+__all__ = ["TOTALS", "add_totals", "block_totals", "totals"]
 
 # numbers per replica: energy and virial
 TOTALS = 10
 
 
-@kernel
-def totals(first, n, with_virials, energies, forces, virials, out, state):
-    """Energy and virial of the sites of each replica (first dimension of the grid) that a block has gone over."""
-    r, thread = cuda.blockIdx.x, cuda.threadIdx.x
-    shared = cuda.shared.array(BLOCK, float64)
-    step = cuda.gridDim.y * BLOCK
+@device_function()
+def block_totals(r, block, blocks, shared, first, n, with_virials, energies, forces, virials, parts_of_blocks, state):
+    """Energy and virial of every ``blocks``-th BLOCK of sites of replica r, from number ``block`` on, by one block of
+    threads with its memory ``shared`` (BLOCK,)."""
+    thread = cuda.threadIdx.x
     for c in range(TOTALS if with_virials else 1):
         total = 0.0
-        for i in range(first[r] + cuda.blockIdx.y * BLOCK + thread, first[r + 1], step):
+        for i in range(first[r] + block * BLOCK + thread, first[r + 1], blocks * BLOCK):
             if c == 0:
                 total += float(energies[i])
                 size = abs(energies[i]) + abs(forces[i]) + abs(forces[n + i]) + abs(forces[2 * n + i])
@@ -38,16 +37,24 @@ def totals(first, n, with_virials, energies, forces, virials, out, state):
             cuda.syncthreads()
             width //= 2
         if thread == 0:
-            out[(r * cuda.gridDim.y + cuda.blockIdx.y) * TOTALS + c] = shared[0]
+            parts_of_blocks[(r * blocks + block) * TOTALS + c] = shared[0]
         cuda.syncthreads()
 
 
 @kernel
-def add_totals(replicas, blocks, parts_of_blocks, out):
+def totals(first, n, with_virials, energies, forces, virials, parts_of_blocks, state):
+    """:func:`block_totals` for all replicas (first dimension of the grid)."""
+    shared = cuda.shared.array(BLOCK, float64)
+    block_totals(
+        cuda.blockIdx.x, cuda.blockIdx.y, cuda.gridDim.y, shared,
+        first, n, with_virials, energies, forces, virials, parts_of_blocks, state,
+    )  # fmt: skip
+
+
+@stage
+def add_totals(k, blocks, parts_of_blocks, out):
     """``out`` (R, TOTALS): the sums over blocks, in their order."""
-    k = cuda.grid(1)
-    if k < replicas * TOTALS:
-        total = 0.0
-        for block in range(blocks):
-            total += parts_of_blocks[((k // TOTALS) * blocks + block) * TOTALS + k % TOTALS]
-        out[k] = total
+    total = 0.0
+    for block in range(blocks):
+        total += parts_of_blocks[((k // TOTALS) * blocks + block) * TOTALS + k % TOTALS]
+    out[k] = total

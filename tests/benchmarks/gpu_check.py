@@ -223,7 +223,9 @@ def run_tests(results, watch):
     """The CUDA tests, on the device."""
     tests = sorted(str(path) for path in (ROOT / "tests").glob("test_cuda_*.py") if path.stem != "test_cuda_ptx")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cuda")])}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    # kernels of many shapes and ensembles are compiled: in several processes
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, *tests]
     done = subprocess.run(command, cwd=ROOT / "tests", env=environment, capture_output=True, text=True, check=False,
                           timeout=max(60.0, watch.left()))  # fmt: skip
     results["status"], results["tail"] = done.returncode, done.stdout[-2000:]

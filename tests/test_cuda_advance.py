@@ -1,0 +1,76 @@
+"""Many steps in one launch, and step by step; replicas integrated by blocks, and by the whole grid."""
+
+import numpy as np
+import pytest
+from ase_nepcg_cuda import backend
+from cuda_systems import ENSEMBLES, run_of, same, system
+
+from ase_nepcg import MD, NEP
+from ase_nepcg.md import NPT, Langevin
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+
+@pytest.mark.parametrize("name", ["langevin", "scr", "hnemd"])
+def test_single_launches_give_the_same_bits(models, monkeypatch, name):
+    together = run_of(models["single"], ENSEMBLES[name], "cuda", steps=2)
+    monkeypatch.setattr(backend, "_ONE_LAUNCH_BELOW", 0)
+    one_by_one = run_of(models["single"], ENSEMBLES[name], "cuda", steps=2)
+    for a, b in (
+        (together.atoms.positions, one_by_one.atoms.positions),
+        (together.atoms.get_velocities(), one_by_one.atoms.get_velocities()),
+        (together.atoms.cell.array, one_by_one.atoms.cell.array),
+        (together.atoms.get_forces(), one_by_one.atoms.get_forces()),
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("below", [0, 1000], ids=["single launches", "one launch"])
+def test_the_grid_integrates_replica_after_replica(models, monkeypatch, below):
+    monkeypatch.setattr(backend, "_ONE_LAUNCH_BELOW", below)
+    monkeypatch.setattr(backend, "_SITES_OF_BLOCK", 0)
+    kinds = []
+    team = backend.CudaBackend._team
+    monkeypatch.setattr(backend.CudaBackend, "_team", lambda self, run: kinds.append(team(self, run)) or kinds[-1])
+
+    def runs(device):
+        made = []
+        for k, n in enumerate((4, 5)):
+            atoms = system(n, seed=k + 2)
+            atoms.calc = NEP(models["single"], device=device, precision="double", threads=1)
+            made.append(MD(atoms, 1.0, NPT(300.0, 0.1, 50.0, 300.0), seed=k, progress=False))
+        return MD.batch(made)
+
+    alone, together = runs("cpu"), runs("cuda")
+    alone.run(2)
+    together.run(2)
+    for a, b in zip(alone.runs, together.runs, strict=True):
+        same(a, b)
+    assert set(kinds) == {"grid"}
+
+
+def test_a_block_that_needs_more_memory_is_made_again(models, monkeypatch):
+    # room for too few neighbours: the launch of several steps ends with a word, and is repeated from its beginning
+    reference = run_of(models["single"], Langevin(300.0, 0.01), "cuda", system(6), steps=3)
+    atoms = system(6)
+    atoms.calc = NEP(models["single"], device="cuda", precision="double", threads=1)
+    md = MD(atoms, 1.0, Langevin(300.0, 0.01), seed=7, progress=False)
+    md.run(1)
+    grown = []
+    made_room = backend.CudaBackend._make_room
+    monkeypatch.setattr(
+        backend.CudaBackend, "_make_room", lambda self, *rest: grown.append(1) or made_room(self, *rest)
+    )
+    take = backend.CudaBackend._upload
+
+    def too_little(self, run):
+        if not grown:
+            # a new list is due, for which there is no memory
+            self.evaluator._slots(near=1)
+            self.evaluator.reach.copy_to_device(np.full(len(run.q), -1.0))
+        take(self, run)
+
+    monkeypatch.setattr(backend.CudaBackend, "_upload", too_little)
+    md.run(2)
+    assert grown
+    same(reference, md, tolerance=1e-13)
