@@ -6,7 +6,7 @@ from ase.constraints import FixAtoms
 from ase_nepcg_cuda import backend
 from cuda_systems import ENSEMBLES, run_of, same, system
 
-from ase_nepcg import MD, NEP, FixBeads, Mapping, sample_mean_force
+from ase_nepcg import MD, NEP, FixBeads
 from ase_nepcg.md import NPT, NVE, RDF, Bussi, Deform, HeatCurrent, Langevin, MDFailed, Thermo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -99,18 +99,6 @@ def test_lists_and_boxes_are_made_anew_on_the_way(models, monkeypatch):
     evaluator = runs[1]._backend.evaluator
     assert evaluator.builds > 2
     np.testing.assert_array_equal(evaluator.box.copies, [2, 1, 1])
-
-
-def test_mean_forces_are_those_of_the_cpu(models):
-    results = []
-    for device in ("cpu", "cuda"):
-        atoms = system()
-        atoms.calc = NEP(models["single"], device=device, precision="double", threads=1)
-        mapping = Mapping.from_groups([[0, 1], [2, 3, 4]], "Ar")
-        times = {"timestep_fs": 0.5, "time_ps": 0.004, "equilibration_ps": 0.0005}
-        results.append(sample_mean_force(atoms, mapping, temperature_K=300.0, **times, seed=1, progress=False))
-    np.testing.assert_allclose(results[0].forces, results[1].forces, atol=1e-10)
-    np.testing.assert_allclose(results[0].virial, results[1].virial, atol=1e-10)
 
 
 def test_a_step_that_cannot_be_made_leaves_the_one_before(models):

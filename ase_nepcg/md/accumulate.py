@@ -32,7 +32,10 @@ from ..errors import validate_array
 from ..potential.cache import kernel_jit
 from .state import inlined
 
-__all__ = ["ROWS", "BlockTable", "MeanForceSums", "accumulate", "add_sample", "observe", "observe_mean_force"]
+__all__ = [
+    *("ANCHOR", "COUNT", "FILLED", "FULL", "LENGTH", "MOMENTS", "N_ATOMS", "N_CENTRES", "N_SITES", "ROWS", "SAMPLES"),
+    *("BlockTable", "MeanForceSums", "accumulate", "add_sample", "observe", "observe_mean_force", "offsets"),
+]
 
 # rows of the table; even
 ROWS = 256
@@ -217,33 +220,36 @@ class BlockTable:
 # --- in the compiled loop ---------------------------------------------------------------------------------------------
 
 # entries of ``ints``
-_N_SITES, _N_CENTRES, _N_ATOMS, _MOMENTS, _COUNT, _ANCHOR = 0, 1, 2, 3, 4, 8
+N_SITES, N_CENTRES, N_ATOMS, MOMENTS, COUNT, ANCHOR = 0, 1, 2, 3, 4, 8
+
+
+@inlined
+def offsets(n, centres, atoms, moments):
+    """Where in ``floats`` begin: centres, shares, y, weights, squares, sums, sums_u, sums_uu, and what comes behind."""
+    width = 3 * n + 14
+    share = 1 + 3 * centres
+    y = share + atoms
+    weights = y + width
+    squares = weights + ROWS
+    sums = squares + width
+    table = ROWS * width
+    more = table if moments != 0 else 0
+    return 1, share, y, weights, squares, sums, sums + table, sums + table + more, sums + table + 2 * more
 
 
 @kernel_jit()
 def observe_mean_force(s, r, step, ints, floats):
     """One sample of the mean force, for the compiled loop."""
-    n, centres, atoms = ints[_N_SITES], ints[_N_CENTRES], ints[_N_ATOMS]
-    count = ints[_COUNT:_ANCHOR]
-    anchor, is_site = ints[_ANCHOR : _ANCHOR + atoms], ints[_ANCHOR + atoms : _ANCHOR + 2 * atoms]
+    n, centres, atoms = ints[N_SITES], ints[N_CENTRES], ints[N_ATOMS]
+    count = ints[COUNT:ANCHOR]
+    anchor, is_site = ints[ANCHOR : ANCHOR + atoms], ints[ANCHOR + atoms : ANCHOR + 2 * atoms]
     width = 3 * n + 14
-    at = 1
-    centre = floats[at : at + 3 * centres].reshape((centres, 3))
-    at += 3 * centres
-    share = floats[at : at + atoms]
-    at += atoms
-    y = floats[at : at + width]
-    at += width
-    weights = floats[at : at + ROWS].reshape((ROWS, 1))
-    at += ROWS
-    squares = floats[at : at + width]
-    at += width
-    sums = floats[at : at + ROWS * width].reshape((ROWS, width))
-    at += ROWS * width
-    rows = ROWS if ints[_MOMENTS] else 0
-    sums_u = floats[at : at + rows * width].reshape((rows, width))
-    at += rows * width
-    sums_uu = floats[at : at + rows * width].reshape((rows, width))
+    rows = ROWS if ints[MOMENTS] else 0
+    at = offsets(n, centres, atoms, ints[MOMENTS])
+    centre, share, y = floats[at[0] : at[1]].reshape((centres, 3)), floats[at[1] : at[2]], floats[at[2] : at[3]]
+    weights, squares = floats[at[3] : at[4]].reshape((ROWS, 1)), floats[at[4] : at[5]]
+    sums = floats[at[5] : at[6]].reshape((ROWS, width))
+    sums_u, sums_uu = floats[at[6] : at[7]].reshape((rows, width)), floats[at[7] : at[8]].reshape((rows, width))
     begin, end = s.first[r], s.first[r + 1]
     observe(
         *(s.x[begin:end], s.v[begin:end], s.f[begin:end], s.w[begin:end], anchor, is_site, centre, share, n),
@@ -273,7 +279,7 @@ class MeanForceSums:
         self.floats = np.concatenate([head, np.zeros(BlockTable.size(width, moments))])
         self.centre = self.floats[1 : 1 + centre.size].reshape(-1, 3)
         self.y = self.floats[len(head) - width : len(head)]
-        self.table = BlockTable(width, width - 2, moments, self.ints[_COUNT:_ANCHOR], self.floats[len(head) :])
+        self.table = BlockTable(width, width - 2, moments, self.ints[COUNT:ANCHOR], self.floats[len(head) :])
 
     @property
     def reference(self) -> float:

@@ -73,6 +73,10 @@ class HeldRun(Run):
         self.calendar = Calendar(np.array([row], np.int64), sums.ints, sums.floats)
 
     @property
+    def mean_force(self) -> MeanForceSums:
+        return self.sums
+
+    @property
     def x(self) -> np.ndarray:
         return self.state.x
 

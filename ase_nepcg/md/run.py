@@ -37,6 +37,9 @@ class Run:
     progress: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
     backup: Backup = None
 
+    #: :class:`~.accumulate.MeanForceSums`, where its observer is the only row of the calendar
+    mean_force = None
+
     def __post_init__(self):
         self._addresses = None
         s = self.state

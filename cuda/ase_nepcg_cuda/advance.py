@@ -20,6 +20,7 @@ from ase_nepcg.potential.layout import Shape
 from .device import BLOCK, SIMULATOR, kernel
 from .integrate import build_follow, build_halves, collect, collect_totals, make_team
 from .lists import STALE, build_lists
+from .meanforce import build_mean_force
 from .nep import build_kernels
 from .totals import TOTALS, add_totals, block_totals
 
@@ -46,17 +47,20 @@ def blocks_at_once(kernel, threads: int, arguments: tuple) -> int:
 
 
 @functools.cache
-def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str):
+def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, observes: bool = False):
     """The kernel for a model shape, precision, ensemble (class) with ``n_state`` variables, and kind of team.
 
-    ``advance(first_step, steps, virials_at_end, counts, state, place, moved, lists, forces, totals, box, s, h, p, q,
-    limits, partial)``: arguments of the stages as :class:`~.evaluate.CudaEvaluator` and :class:`~.backend.CudaBackend`
-    give them; ``virials_at_end``: those of all sites after the last step; ``partial``: memory for sums over blocks.
+    ``advance(first_step, steps, virials_at_end, counts, state, place, moved, lists, forces, totals, box, observer, s,
+    h, p, q, limits, partial)``: arguments of the stages as :class:`~.evaluate.CudaEvaluator` and
+    :class:`~.backend.CudaBackend` give them; ``virials_at_end``: those of all sites after the last step; ``partial``:
+    memory for sums over blocks; ``observer``: steps between samples of the mean force, the step before the first, its
+    numbers, ``members_of``.
     """
     team, wait = make_team(kind, BLOCK), make_team("grid", BLOCK).sync
     first, stride = team.first, team.stride
     halves = build_halves(ensemble, n_state, team)
     begin_one, end_one, judge_one = halves.begin, halves.end, halves.judge
+    OBSERVES, observe = observes, build_mean_force(team)
     DRIVEN, PER_SITE, CHANGES_CELL = halves.drive is not None, ensemble.per_site, ensemble.changes_cell
     drive_one = halves.drive if DRIVEN else halves.end
     lists = build_lists(name)
@@ -71,18 +75,21 @@ def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str):
 
     @kernel(threads=BLOCK)
     def advance(
-        first_step, steps, virials_at_end, counts, state, place, moved, list_arguments, forces, totals, box, s, h, p, q,
-        limits, partial,
+        first_step, steps, virials_at_end, counts, state, place, moved, list_arguments, forces, totals, box, observer,
+        s, h, p, q, limits, partial,
     ):  # fmt: skip
         n, copied, replicas, bins, lanes, sum_blocks = counts
         clear, fill, sort, find, select, pair, settle = list_arguments
         sums, network, partial_forces, gather = forces
         sums_of_blocks, add_sums, site, take = totals
         follow, remember = box
+        interval, after, ints, floats, start, members = observer
         shared = cuda.shared.array(BLOCK, float64)
         memory = (shared, partial)
         for step in range(first_step, first_step + steps):
             last = step == first_step + steps - 1
+            sampled = OBSERVES and step > after and (step - after) % interval == 0
+            total = CHANGES_CELL or last or sampled
             for r in range(first(), replicas, stride()):
                 begin_one(r, s, h, p, q, step, memory)
             if cuda.grid(1) == 0:
@@ -134,13 +141,13 @@ def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str):
             for i in range(cuda.grid(1), n, cuda.gridsize(1)):
                 if per_site:
                     gather_sites(i, *gather)
-                elif CHANGES_CELL or last:
+                elif total:
                     gather_sum(i, *gather)
                 else:
                     gather_none(i, *gather)
                 collect_one(i, *site, per_site, gather[-1], s)
             wait()
-            if CHANGES_CELL or last:
+            if total:
                 for k in range(cuda.blockIdx.x, replicas * sum_blocks, cuda.gridDim.x):
                     block_totals(k // sum_blocks, k % sum_blocks, sum_blocks, shared, *sums_of_blocks)
                 wait()
@@ -155,5 +162,7 @@ def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str):
                     drive_one(r, s, h, p, q, step, memory)
                 end_one(r, s, h, p, q, step, memory)
                 judge_one(r, s, limits, state, memory)
+                if sampled:
+                    observe(s, ints, floats, start, members, memory)
 
     return advance

@@ -14,11 +14,12 @@ import time
 import numpy as np
 from numba import cuda
 
+from ase_nepcg.md.accumulate import ANCHOR
 from ase_nepcg.md.blowup import BlowUp, check_limits, describe
 from ase_nepcg.md.calendar import uninterrupted
 from ase_nepcg.md.loop import NOT_FINITE as RUN_NOT_FINITE
 from ase_nepcg.md.loop import PHASE, REASON, STEP, WHERE, complete_step, ensemble_kernels
-from ase_nepcg.md.run import Run
+from ase_nepcg.md.run import Run, no_calendar
 from ase_nepcg.potential.evaluate import EvaluationError, Geometry
 
 from .advance import Counts, blocks_at_once, build_advance
@@ -26,6 +27,7 @@ from .device import BLOCK
 from .evaluate import CudaEvaluator
 from .integrate import TEAM, build_follow, build_kernels_of_halves, collect, collect_totals
 from .lists import NARROW, NOT_FINITE, OVERLAP, STATE, UNLIKELY
+from .meanforce import build_kernel_of_mean_force, members_of
 
 __all__ = ["CudaBackend"]
 
@@ -106,7 +108,10 @@ class CudaBackend:
             self._make_room(run, words)
         state, q = self._download(run), self.q.copy_to_host()
         virials = self.device.virials.copy_to_host() if self._wants_virials(run, run.step + steps) else None
+        sums = [one.copy_to_host() for one in self._sums[:2]] if run.mean_force is not None else []
         with uninterrupted():
+            for mine, device in zip((run.calendar.ints, run.calendar.floats), sums, strict=False):
+                mine[:] = device
             for name in _CHANGED:
                 getattr(run.state, name)[:] = getattr(state, name)
             if virials is not None:
@@ -114,7 +119,7 @@ class CudaBackend:
             run.q[:] = q
             # the last step is counted with its observers
             run.progress[STEP] += steps - 1
-            complete_step(0, run.state, run.h, run.p, run.q, run.progress, run.calendar)
+            complete_step(0, run.state, run.h, run.p, run.q, run.progress, self._on_host(run))
         seconds = time.perf_counter() - started
         if steps == self._block and seconds > 0:
             factor = min(max(_SECONDS_PER_BLOCK / seconds, 0.25), 4.0)
@@ -129,13 +134,14 @@ class CudaBackend:
                 self._step(run, run.step + k, last=k == steps)
             return
         e = self.evaluator
-        kernel = build_advance(e.shape, e.precision, run.ensemble, run.q.shape[1], self._team(run))
+        observes = run.mean_force is not None
+        kernel = build_advance(e.shape, e.precision, run.ensemble, run.q.shape[1], self._team(run), observes)
         place, moved = e.place_arguments()
         counts = Counts(e.n, e.n * e.copies, len(run.q), e.bin_count, e.lanes_now(), e.sum_blocks)
         totals = (*e.totals_arguments(), (e.n, e.forces, e.energies), (e.sums,))
         arguments = (
             *(run.step + 1, steps, self._wants_virials(run, run.step + steps), counts, e.state, place, moved),
-            *(e.list_arguments(), e.force_arguments(), totals, self._box_arguments()),
+            *(e.list_arguments(), e.force_arguments(), totals, self._box_arguments(), self._observer(run)),
             *(self.device, run.h, self.p, self.q, self._limits, self._partial),
         )
         self._together(kernel, BLOCK, arguments, max(counts.n * counts.lanes, counts.copied))
@@ -178,21 +184,42 @@ class CudaBackend:
         if changes:
             remember.launch(replicas, self._box_arguments()[1])
         per_site = run.ensemble.per_site or (last and self._wants_virials(run, step))
-        total = last or changes
+        total = last or changes or self._samples(run, step)
         e.compute(2 if per_site else int(total), totals=total)
         collect.launch(n, (n, e.forces, e.energies, per_site, e.virials, s))
         if total:
             collect_totals.launch(replicas, (e.sums, s))
         launch(end, TEAM, (*half, self._limits, e.state, self._partial), items)
+        if self._samples(run, step):
+            sample = build_kernel_of_mean_force(team)
+            launch(sample, TEAM, (s, *self._sums, self._partial), n if team == "grid" else TEAM)
 
     @staticmethod
     def _each(kernel, threads: int, arguments: tuple, items: int) -> None:
         kernel[-(-items // threads), threads](*arguments)
 
+    @staticmethod
+    def _samples(run, step: int) -> bool:
+        """Whether the mean force is sampled after ``step``."""
+        if run.mean_force is None:
+            return False
+        _, _, interval, after = run.calendar.table[0, :4]
+        return step > after and (step - after) % interval == 0
+
+    def _observer(self, run) -> tuple:
+        """Arguments of the samples of the mean force."""
+        interval, after = run.calendar.table[0, 2:4].tolist() if run.mean_force is not None else (1, 0)
+        return (interval, after, *self._sums)
+
+    @staticmethod
+    def _on_host(run):
+        """The calendar of those observers that the host computes."""
+        return run.calendar if run.mean_force is None else no_calendar()
+
     def _until_due(self, run) -> int:
-        """Steps until an observer of the calendar is due, at least one."""
+        """Steps until an observer of the host is due, at least one."""
         steps = _MOST_STEPS
-        for row in run.calendar.table:
+        for row in self._on_host(run).table:
             interval, after = int(row[2]), int(row[3])
             since = run.step - after
             steps = min(steps, interval - since if since < 0 else interval - since % interval)
@@ -200,7 +227,7 @@ class CudaBackend:
 
     def _wants_virials(self, run, step: int) -> bool:
         return run.ensemble.per_site or any(
-            row[-1] and step > row[3] and (step - row[3]) % row[2] == 0 for row in run.calendar.table
+            row[-1] and step > row[3] and (step - row[3]) % row[2] == 0 for row in self._on_host(run).table
         )
 
     # --- between host and device ----------------------------------------------------------------------------------
@@ -215,6 +242,12 @@ class CudaBackend:
             self.device = type(s)(*(cuda.to_device(np.ascontiguousarray(one)) for one in s))
             self.p, self.q = cuda.to_device(run.p), cuda.to_device(run.q)
             self._box = None
+            sums = run.mean_force
+            members = () if sums is None else members_of(sums.ints[ANCHOR:][: len(s.x)], len(sums.centre))
+            # without a mean force nobody looks at these
+            arrays = (np.zeros(1, np.int64), np.zeros(1), *[np.zeros(1, np.int64)] * 2)
+            arrays = arrays if sums is None else (sums.ints, sums.floats, *members)
+            self._sums = tuple(cuda.to_device(one) for one in arrays)
         cells = s.cell.tobytes() + s.pbc.tobytes()
         open_sides = not s.pbc.all()
         # a box that follows its cell is good until it says otherwise; around what is not periodic sites may spread
@@ -250,6 +283,9 @@ class CudaBackend:
         self.p.copy_to_device(run.p)
         self.q.copy_to_device(run.q)
         e.state.copy_to_device(np.zeros(STATE, np.int32))
+        if run.mean_force is not None:
+            self._sums[0].copy_to_device(run.calendar.ints)
+            self._sums[1].copy_to_device(run.calendar.floats)
 
     def _download(self, run):
         """The state at the end of a block, in arrays of its own."""

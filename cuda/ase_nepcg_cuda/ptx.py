@@ -147,7 +147,7 @@ def compile_halves(ensemble, n_state: int, kind: str, cc=(9, 0)) -> dict:
     }
 
 
-def compile_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, cc=(9, 0)) -> str:
+def compile_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, cc=(9, 0), observes=False) -> str:
     """PTX of the kernel of many steps."""
 
     def types(*names):
@@ -166,9 +166,10 @@ def compile_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, 
             [types(*of_blocks), types(*add_totals.signature), types(*collect.signature[:3]), types("sums")]
         ),
         numba.types.Tuple([types(*follow.signature), types(*remember.signature)]),
+        numba.types.Tuple([whole, whole, numba.int64[::1], numba.float64[::1], numba.int64[::1], numba.int64[::1]]),
         *(_state_type(), numba.float64, arrays, arrays, arrays, numba.float64[::1]),
     )
-    return compile_kernel(build_advance(shape, name, ensemble, n_state, kind), arguments, cc)
+    return compile_kernel(build_advance(shape, name, ensemble, n_state, kind, observes), arguments, cc)
 
 
 def find_assembler() -> Path | None:
@@ -220,9 +221,9 @@ def sources(models, name: str, cc=(9, 0), whole: bool = False):
         for half, ptx in compile_halves(ensemble, ensemble.n_state, kind, cc).items():
             yield f"{half}, {ensemble.__name__}, {kind}", ptx
     if whole:
-        for ensemble in (Langevin, NPTbySCR):
-            ptx = compile_advance(SHAPES[models[0]], name, ensemble, ensemble.n_state, "block", cc)
-            yield f"advance, {ensemble.__name__} [{models[0]}]", ptx
+        for ensemble, observes in ((Langevin, True), (NPTbySCR, False)):
+            ptx = compile_advance(SHAPES[models[0]], name, ensemble, ensemble.n_state, "block", cc, observes)
+            yield f"advance, {ensemble.__name__}{', mean force' * observes} [{models[0]}]", ptx
 
 
 def main(arguments=None) -> None:

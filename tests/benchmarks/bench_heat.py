@@ -1,11 +1,14 @@
 """Thermal conductivity of a small crystal by a driving force (HNEMD) and from fluctuations (Green-Kubo): do they agree?
 
-    python tests/benchmarks/bench_heat.py [--fast] [--output FILE.json]
+    python tests/benchmarks/bench_heat.py [--fast] [--threads N] [--output FILE.json]
 
 108 atoms of an argon-like NEP (trained first, in some seconds, on Lennard-Jones forces of displaced crystals), fcc,
-40 K. HNEMD at two field strengths, Green-Kubo along all three axes; errors from the scatter of the replicas. The
-convective part of the current is small here, but part of both methods. About a quarter of an hour on one core;
-``--fast`` is a hundredth of that, to see that it runs.
+70 K. HNEMD at two field strengths, Green-Kubo along all three axes; errors from the scatter of the replicas. The
+convective part of the current is small here, but part of both methods. About half an hour on one core; ``--fast`` is a
+hundredth of that, to see that it runs.
+
+At 40 K, where phonons travel farther, such fields are too strong: HNEMD gave 0.66(3) W/(m K) at 4e-3 1/Å and 0.74(2) at
+8e-3 1/Å (16 x 300 ps), Green-Kubo 0.54(2) (24 x 300 ps).
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_nepcg import NEP, __version__, analysis, train
 
-TEMPERATURE_K, TIMESTEP_FS, CORRELATION_PS = 40.0, 5.0, 16.0
-FIELDS = (4e-3, 8e-3)  # 1/Å
+TEMPERATURE_K, TIMESTEP_FS, CORRELATION_PS = 70.0, 5.0, 16.0
+FIELDS = (3e-3, 6e-3)  # 1/Å
 #: (replicas, ps) of each field, of Green-Kubo
-LENGTHS = {"full": ((16, 300.0), (24, 300.0)), "fast": ((2, 3.0), (4, 40.0))}
+LENGTHS = {"full": ((24, 400.0), (24, 400.0)), "fast": ((2, 3.0), (4, 40.0))}
 
 
-def crystal(edge: float = 5.30):
+def crystal(edge: float = 5.35):
     """Cubic cells of ``edge`` (Å)."""
     return bulk("Ar", "fcc", a=edge, cubic=True).repeat(3)
 
@@ -55,13 +58,14 @@ def model():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     (n_driven, driven_ps), (n_free, free_ps) = LENGTHS["fast" if arguments.fast else "full"]
     began, atoms = time.perf_counter(), crystal()
     trained, errors = model()
     print(f"errors of the model: {1000 * errors['force']:.1f} meV/Å, {errors['stress']:.3f} GPa")
-    atoms.calc = NEP(trained)
+    atoms.calc = NEP(trained, threads=arguments.threads)
     settings = {"temperature_K": TEMPERATURE_K, "timestep_fs": TIMESTEP_FS, "interval": 4, "progress": True}
     driven = analysis.hnemd(
         atoms,
