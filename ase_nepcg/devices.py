@@ -10,7 +10,7 @@ import sys
 
 from ase.calculators.calculator import CalculatorSetupError
 
-__all__ = ["DEVICES", "PRECISIONS", "choose", "driver_version", "resolve", "simulated", "why_no_cuda"]
+__all__ = ["DEVICES", "PRECISIONS", "choose", "driver_version", "resolve", "simulated", "visible", "why_no_cuda"]
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "double", "mixed")
@@ -32,6 +32,19 @@ def driver_version() -> tuple[int, int] | None:
     if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value <= 0:
         return None
     return version.value // 1000, version.value % 1000 // 10
+
+
+def visible() -> list[str]:
+    """CUDA devices of this process by the names that CUDA_VISIBLE_DEVICES takes; none without a driver."""
+    if driver_version() is None:
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    return [str(number) for number in range(count.value)]
 
 
 @functools.cache

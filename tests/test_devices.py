@@ -86,6 +86,29 @@ def test_the_simulator_is_never_chosen_by_itself(monkeypatch):
     assert not devices.simulated()
 
 
+def test_devices_by_name(monkeypatch):
+    class Driver:
+        status = 0
+
+        def cuInit(self, flags):
+            return self.status
+
+        def cuDeviceGetCount(self, pointer):
+            pointer._obj.value = 3
+            return 0
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "driver_version", lambda: None)
+    assert devices.visible() == []
+    monkeypatch.setattr(devices, "driver_version", lambda: (13, 0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert devices.visible() == ["0", "1", "2"]
+    monkeypatch.setattr(Driver, "status", 100)
+    assert devices.visible() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a, 2,")
+    assert devices.visible() == ["GPU-1a", "2"]
+
+
 def test_the_driver_says_its_version(monkeypatch):
     class Driver:
         status = 0

@@ -17,7 +17,7 @@ from ase.io import write
 from tqdm import tqdm
 
 import ase_nepcg
-from ase_nepcg import FixBeads, Mapping, locks, sample_many, sample_mean_force
+from ase_nepcg import FixBeads, Mapping, devices, locks, sample_many, sample_mean_force
 from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.meanforce import campaign, sampler, workers
 from ase_nepcg.meanforce import folder as folder_module
@@ -47,6 +47,8 @@ class Wells(Calculator):
                 raise KeyboardInterrupt
             if p.end == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if p.end == "device":
+                raise RuntimeError(f"this is device {os.environ.get('CUDA_VISIBLE_DEVICES')}")
             if p.end == "exit":
                 sys.exit("licence not found")
             raise RuntimeError("electrons got lost")
@@ -200,6 +202,25 @@ def test_one_process_gives_what_single_runs_give(toys, mapping):
     assert calc.calls == 0
     assert all(atoms.calc is None for atoms in frames)
     assert [np.array_equal(a.positions, b) for a, b in zip(frames, before, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("before", [None, "5, 7"])
+def test_every_process_sees_one_cuda_device(toys, mapping, monkeypatch, tmp_path, before):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(campaign, "_on_cuda", lambda calculator: True)
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(campaign, "visible", lambda: ["5", "7"])
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+        monkeypatch.setattr(devices, "driver_version", lambda: (13, 0))
+    frames = make_frames(4, toys.Wells(last=3, end="device"))
+    with pytest.raises(CampaignError) as caught:
+        sample_many(frames, mapping, seed=5, progress=False, **RUN)
+    said = [failure.reason.partition("device ")[2][0] for failure in caught.value.failures]
+    assert len(said) == 4
+    assert set(said) == {"5", "7"}
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
 def test_failures_do_not_lose_the_others(toys, mapping, tmp_path, capfd):

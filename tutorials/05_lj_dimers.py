@@ -45,11 +45,13 @@ def sum_over_pairs(x, edge):
     """Energy, forces (N, 3) and virial (3, 3)."""
     energy, forces, virial = 0.0, np.zeros_like(x), np.zeros((3, 3))
     last, last_slope = lennard_jones(CUTOFF)
+    d = np.zeros(3)
     for i in range(len(x)):
         for j in range(i + 1, len(x)):
-            d = x[j] - x[i]
-            d -= edge * np.round(d / edge)
-            r = np.sqrt((d * d).sum())
+            for c in range(3):
+                d[c] = x[j, c] - x[i, c]
+                d[c] -= edge[c] * np.floor(d[c] / edge[c] + 0.5)
+            r = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
             if i % 2 == 0 and j == i + 1:
                 pair, slope = 0.5 * SPRING * (r - BOND) ** 2, SPRING * (r - BOND)
             elif r < CUTOFF:
@@ -58,10 +60,12 @@ def sum_over_pairs(x, edge):
             else:
                 continue
             energy += pair
-            pull = slope / r * d
-            forces[i] += pull
-            forces[j] -= pull
-            virial -= np.outer(d, pull)
+            for c in range(3):
+                pull = slope / r * d[c]
+                forces[i, c] += pull
+                forces[j, c] -= pull
+                for k in range(3):
+                    virial[k, c] -= d[k] * pull
     return energy, forces, virial
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
+from ..calculator import NEP
+from ..devices import visible
 from ..errors import closest, is_integer
 from ..mapping import Mapping
 from ..potential.threads import default_threads
@@ -77,7 +79,8 @@ def sample_many(
     calculator
         For all configurations, in place of their own.
     workers
-        Processes. None: one for every ``threads`` of the cores this process may use, at most one per configuration. 1:
+        Processes. None: one for every CUDA device where all calculators compute there (each process sees one), else one
+        for every ``threads`` of the cores this process may use; at most one per configuration. 1:
         no other process is started, and a crash of the calculator is a crash of the program. More need calculators
         that can be pickled, and a script whose work is done under ``if __name__ == "__main__":``.
     threads
@@ -156,18 +159,28 @@ def sample_many(
 def _run(tasks, workers, threads, outcomes, bar) -> None:
     """Run ``tasks``; results and failures go into ``outcomes`` at once."""
     cores = default_threads()
+    on_cuda = [_on_cuda(task.atoms.calc) for task in tasks]
+    devices = visible() if any(on_cuda) else []
     if workers is None:
-        workers = max(min(cores // (threads or 1), len(tasks)), 1)
+        # a device is busy with one run
+        workers = len(devices) if devices and all(on_cuda) else cores // (threads or 1)
+        workers = max(min(workers, len(tasks)), 1)
     if workers == 1:
         running = run_here([replace(task, threads=threads) for task in tasks], bar.report)
     else:
         workers = min(workers, max(len(tasks), 1))
         threads = threads or max(cores // workers, 1)
-        running = run_in_processes([replace(task, threads=threads) for task in tasks], workers, threads, bar.report)
+        running = run_in_processes(
+            [replace(task, threads=threads) for task in tasks], workers, threads, bar.report, devices
+        )
     with closing(running):
         for index, outcome in running:
             outcomes[index] = outcome
             bar.finished(index, outcome)
+
+
+def _on_cuda(calculator) -> bool:
+    return isinstance(calculator, NEP) and calculator.device == "cuda"
 
 
 def _conclude(outcomes, on_error) -> list[MeanForce]:

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection, resource_tracker
@@ -195,8 +195,8 @@ def _check_main_file() -> None:
 class _Worker:
     """A worker process as the parent sees it; ``task`` is what it works on."""
 
-    def __init__(self, context, number: int, threads: int):
-        self.ready, self.task = False, None
+    def __init__(self, context, number: int, threads: int, device: str | None):
+        self.ready, self.task, self.device = False, None, device
         self.channel, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), name=f"{_NAME}-{number}")
         # without this its own start would unblock the signal
@@ -204,7 +204,7 @@ class _Worker:
         # a worker must not be hit by Ctrl-C before it can handle it
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with _thread_limit(threads):
+            with _thread_limit(threads), _only_device(device):
                 self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
@@ -248,13 +248,14 @@ class _Worker:
 
 
 def run_in_processes(
-    tasks: list[Task], workers: int, threads: int, report: Callable
+    tasks: list[Task], workers: int, threads: int, report: Callable, devices: Sequence[str] = ()
 ) -> Iterator[tuple[int, MeanForce | Failure]]:
     """Run ``tasks`` in up to ``workers`` processes; yields (index, result or failure) as they end.
 
-    ``threads``: limit for the libraries in each of them. ``report(index, error)`` is called now and then. When the
-    iterator is closed, or interrupted, workers are told to write their checkpoints and to end. A worker that dies loses
-    its configuration only. Raises :class:`SamplingError` if not a single worker can be started.
+    ``threads``: limit for the libraries in each of them; ``devices``: CUDA devices, of which each process sees one.
+    ``report(index, error)`` is called now and then. When the iterator is closed, or interrupted, workers are told to
+    write their checkpoints and to end. A worker that dies loses its configuration only. Raises :class:`SamplingError`
+    if not a single worker can be started.
     """
     _check_main_file()
     context = multiprocessing.get_context("spawn")
@@ -263,7 +264,8 @@ def run_in_processes(
         while waiting or any(worker.task for worker in crew):
             busy = sum(worker.task is not None for worker in crew)
             while len(crew) < min(slots, busy + len(waiting)):
-                crew.append(_Worker(context, started, threads))
+                taken = [worker.device for worker in crew]
+                crew.append(_Worker(context, started, threads, min(devices, key=taken.count, default=None)))
                 started += 1
             if not crew:
                 while waiting:
@@ -326,6 +328,21 @@ def _join(crew: list[_Worker], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for worker in crew:
         worker.process.join(max(deadline - time.monotonic(), 0.0))
+
+
+@contextlib.contextmanager
+def _only_device(name: str | None):
+    """Environment in which a new process sees one CUDA device, unless ``name`` is None."""
+    old = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        if name is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+        yield
+    finally:
+        if old is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = old
+        elif name is not None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 @contextlib.contextmanager
