@@ -11,13 +11,14 @@ import warnings
 from pathlib import Path
 
 from .cli_numbers import from_zero, positive, positive_integer
+from .devices import DEVICES
 from .errors import closest
 
 __all__ = ["Train"]
 
 _OPTIMIZERS = ("gradient", "lbfgs", "adam", "snes")
 # what a folder may be given besides its nep.in
-_OF_BOTH = ("source", "optimizer", "steps", "seed", "threads", "cache_GB", "checkpoint", "plot", "traceback")
+_OF_BOTH = ("source", "optimizer", "steps", "seed", "threads", "device", "cache_GB", "checkpoint", "plot", "traceback")
 # options that are not simply arguments of train()
 _OWN = ("source", "test", "output", "overwrite", "species", "cutoff", "label_cutoff", "l_max", "zbl", "start")
 _OWN += ("checkpoint", "plot", "traceback")
@@ -63,6 +64,7 @@ class Train:
         )
         run("--seed", type=_from_zero_integer, metavar="N", help="of the random numbers (default: a new one)")
         run("--threads", type=positive_integer, metavar="N", help="threads (default: all cores)")
+        run("--device", choices=DEVICES, help="cuda or auto: SNES on a CUDA device (default cpu)")
         run("--cache-GB", type=from_zero, metavar="X", help="memory for geometry that is kept (default 3)")
         run("--checkpoint", metavar="FILE", help="state of the run (default nepcg.checkpoint.npz beside the results)")
         run("--plot", action="store_true", help="draw loss and parity into training.png")
@@ -160,7 +162,7 @@ def _train_folder(args, began: float) -> int:
             raise UsageError(f"{option} goes with a file of frames, {args.source} is a folder")
         keyword = _KEYWORDS.get(wrong[0], wrong[0])
         raise UsageError(f"{option} goes with a file of frames; in a folder nep.in says so ({keyword})")
-    settings = _given(args, ("optimizer", "steps", "seed", "threads", "cache_GB", "checkpoint"))
+    settings = _given(args, ("optimizer", "steps", "seed", "threads", "device", "cache_GB", "checkpoint"))
     run = train_folder(args.source, tell=lambda text: print(text, flush=True), **settings)
 
     _print_table(run.folder / "train.xyz", run.targets, run.predictions, _report, _counted)

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from ..dataset.core import as_list
+from ..devices import choose
 from ..errors import ModelError, NepCGError, closest
 from ..hyper import check_integer
 from .fit import Report, fit
@@ -147,6 +148,7 @@ def train(
     interval=None,
     on_report=None,
     threads=None,
+    device="cpu",
     cache_GB=3.0,
     seed=None,
     progress=True,
@@ -198,6 +200,9 @@ def train(
     interval, on_report
         Every ``interval`` steps (10; SNES: 100) errors are computed, kept in the history and passed to ``on_report``
         as a :class:`~ase_nepcg.training.fit.Report`.
+    device
+        "cpu"; "cuda" for SNES, whose losses are then computed on a CUDA device in mixed precision; "auto": SNES on a
+        CUDA device where there is one.
     threads, cache_GB
         None: all cores. Memory for geometry that is kept; more frames than that are computed again in every step.
     seed
@@ -251,7 +256,7 @@ def train(
     stages = [(optimizer, steps)] + [("snes", polish)] * (polish > 0)
     return run_training(
         model, targets, test_targets, loss, stages=stages, optimizer=optimizer, start=start, n_models=n_models,
-        checkpoint=checkpoint, seed=seed, threads=threads, cache_GB=cache_GB, interval=interval,
+        checkpoint=checkpoint, seed=seed, threads=threads, device=device, cache_GB=cache_GB, interval=interval,
         patience=patience or max(1, steps // 4), on_report=on_report, progress=progress, batch=batch,
         full_batch=full_batch, population=population, sigma0=sigma0, learning_rate=learning_rate,
     )  # fmt: skip
@@ -266,9 +271,21 @@ def chosen_optimizer(name: str, targets: Targets) -> str:
     return "lbfgs" if len(targets.types) <= _MOST_SITES else "adam"
 
 
+def chosen_device(name: str, stages) -> str:
+    """ "cpu" or "cuda" for training in ``stages``; TrainingError for gradients on a CUDA device."""
+    by_gradient = any(stage != "snes" for stage, _ in stages)
+    if name == "auto" and by_gradient:
+        return "cpu"
+    device, _ = choose(name, "auto")
+    if device == "cuda" and by_gradient:
+        raise TrainingError("device='cuda': only SNES runs there, gradients do not: give optimizer='snes', or 'cpu'")
+    return device
+
+
 def run_training(
     model, targets, test_targets, loss, *, stages, optimizer, start=None, n_models=1, checkpoint, seed, threads,
-    cache_GB, interval, patience, on_report, progress, on_start=None, z=None, fingerprint=None, **settings,
+    cache_GB, interval, patience, on_report, progress, device="cpu", on_start=None, z=None, fingerprint=None,
+    **settings,
 ) -> Training:  # fmt: skip
     """Minimise ``loss`` for a model whose hyper-parameters and scaler are set; arguments as for :func:`train`.
 
@@ -281,9 +298,11 @@ def run_training(
     from .stages import initial_parameters
 
     loss = loss.completed(model)
-    objective = Objective(model, targets, loss, threads=threads, cache_GB=cache_GB)
+    device = chosen_device(device, stages)
+    memory = {"threads": threads, "device": device, "cache_GB": 0.0 if device == "cuda" else cache_GB}
+    objective = Objective(model, targets, loss, **memory)
     plain = replace(loss, weighting=None, type_weight=None, force_delta=0.0, lambda_shear=1.0)
-    test = None if test_targets is None else Objective(model, test_targets, plain, threads=threads, cache_GB=cache_GB)
+    test = None if test_targets is None else Objective(model, test_targets, plain, **memory)
     model = replace(model, max_neighbors=tuple(int(n) for n in np.maximum(objective.geometry.max_neighbors, 1)))
     objective.model = model
     chosen = seed

@@ -88,6 +88,7 @@ def train_folder(
     steps: int | None = None,
     seed: int | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     cache_GB: float = 3.0,
     checkpoint=None,
     on_report: Callable | None = None,
@@ -106,8 +107,8 @@ def train_folder(
         as in :func:`~ase_nepcg.train`, with the default number of ``steps`` there; ``generation`` does not count.
     seed
         Integer from 0; None draws one, which the checkpoint keeps.
-    threads, cache_GB
-        As in :func:`~ase_nepcg.train`. Results do not depend on them.
+    threads, device, cache_GB
+        As in :func:`~ase_nepcg.train`. Results do not depend on threads and memory.
     checkpoint
         Another file than ``nepcg.checkpoint.npz`` in the folder.
     on_report
@@ -186,7 +187,7 @@ def train_folder(
     try:
         training = run_training(
             model, targets, test_targets, LossSettings(**settings.loss_settings()), stages=[(optimizer, steps)],
-            optimizer=optimizer, checkpoint=checkpoint, seed=seed, threads=threads, cache_GB=cache_GB,
+            optimizer=optimizer, checkpoint=checkpoint, seed=seed, threads=threads, device=device, cache_GB=cache_GB,
             interval=interval, patience=None if optimizer == "snes" else max(1, steps // 4), on_report=report,
             on_start=start, z=z, progress=progress, fingerprint=begin.fingerprint, **own,
         )  # fmt: skip

@@ -35,7 +35,8 @@ class Objective:
     ``model`` (:class:`~ase_nepcg.NEPModel`) gives hyper-parameters, descriptor scaler and ZBL; its own parameters do
     not matter. ``threads`` None: all cores this process may use; results do not depend on it. ``cache_GB``: see
     :class:`~ase_nepcg.training.geometry.Geometry`. ``geometry``: that of another objective with the same frames and
-    cutoffs, to be shared.
+    cutoffs, to be shared. ``device``: "cuda" computes losses and predictions there, in mixed precision; gradients are
+    those of the CPU.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Objective:
         threads: int | None = None,
         cache_GB: float = 3.0,
         geometry: Geometry | None = None,
+        device: str = "cpu",
     ):
         if model.neurons2:
             raise ModelError("neurons: models with two hidden layers can be used, not trained")
@@ -74,6 +76,11 @@ class Objective:
         self._temperatures = np.zeros(len(targets)) if targets.temperatures is None else targets.temperatures
         self._work, self._room = {}, -1
         self._no_forces = np.zeros((0, 3))
+        self._population = None
+        if device == "cuda":
+            from ase_nepcg_cuda import Population
+
+            self._population = Population(model, targets, self.terms.force_weights)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -88,6 +95,10 @@ class Objective:
         """Energies (P, S) and virials (P, S, 6) per atom, sums of weighted squared force errors (P, S), forces or
         None; of frames that were not asked for nothing is known."""
         p, s = len(Z), len(self.targets)
+        n = self.targets.n_sites
+        if self._population is not None:
+            energies, errors, virials, forces = self._population(Z, frames, with_forces)
+            return energies / n, errors, virials / n[:, None], forces
         g = self.geometry
         weights = self._packed(Z)
         group = 1 if p == 1 else _GROUP
@@ -107,7 +118,6 @@ class Objective:
             ),
             min(self.threads, len(items)),
         )
-        n = self.targets.n_sites
         return energies / n, errors, virials / n[:, None], forces if with_forces else None
 
     def _packed(self, Z: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import importlib
 
-_MODULES = {"CudaBackend": "backend", "CudaEvaluator": "evaluate"}
+_MODULES = {"CudaBackend": "backend", "CudaEvaluator": "evaluate", "Population": "train"}
 
-__all__ = ["CudaBackend", "CudaEvaluator"]
+__all__ = ["CudaBackend", "CudaEvaluator", "Population"]
 
 
 def __getattr__(name):

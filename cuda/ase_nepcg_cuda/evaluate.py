@@ -43,7 +43,7 @@ class CudaEvaluator:
         self.kernels = build_kernels(self.shape, precision)
         self.lists = build_lists(precision)
         self.builds = 0
-        self._key = self._present = self._cells = self.box = None
+        self._key = self.present = self._cells = self.box = None
 
     def __call__(self, geometry: Geometry, *, virials: bool = False, descriptors: bool = False) -> Evaluation:
         """Energies, forces and virial of ``geometry``; per-site virials and descriptors on request.
@@ -90,13 +90,14 @@ class CudaEvaluator:
         if key == self._key:
             return
         types, present = number_types(geometry.types, self.model.n_types)
-        if present != self._present:
-            self.parameters, self._present = pack(self.model, present, self.precision), present
+        if present != self.present:
+            self.parameters, self.present = pack(self.model, present, self.precision), present
         self.n, self.n_types, self.first_host = n, len(present), first
         real, shape = precision(self.precision).real, self.shape
         self.types = cuda.to_device(types)
         self.replica = cuda.to_device(np.repeat(np.arange(len(first) - 1, dtype=np.int32), np.diff(first)))
         self.first = cuda.to_device(first.astype(np.int32))
+        self.temperatures = cuda.to_device(np.full(len(first) - 1, self.temperature_K or 0.0, real))
         self.x = cuda.device_array(3 * n, np.float64)
         self.origin = cuda.device_array(3 * n, precision(self.precision).fixed)
         self.energies, self.zbl_energies = (cuda.device_array(n, real) for _ in range(2))
@@ -256,10 +257,9 @@ class CudaEvaluator:
         sites = n, self.copies, n_types
         places = self.u, self.replica, self.types, self.to_vector
         near, angular = (self.near_end, self.near), (self.angular_end, self.angular)
-        temperature = precision(self.precision).real(self.temperature_K or 0.0)
         return (
             (
-                *(*sites, *places, *near, *angular, p.pair, p.c_radial, p.c_angular, p.zbl, temperature),
+                *(*sites, *places, *near, *angular, p.pair, p.c_radial, p.c_angular, p.zbl, self.temperatures),
                 *(self.Q, self.S, self.zbl_energies, self.state),
             ),
             (

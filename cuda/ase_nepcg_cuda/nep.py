@@ -129,7 +129,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
     @on_lanes
     def sums(
         i, lane, lanes, n, copies, n_types, u, replica, types, to_vector, near_end, near, angular_end, angular, pair,
-        c_radial, c_angular, zbl_table, temperature, Q, S, zbl_energies, state,
+        c_radial, c_angular, zbl_table, temperatures, Q, S, zbl_energies, state,
     ):  # fmt: skip
         a, m, copied = types[i], 9 * replica[i], n * copies
         here, box = place(u, i, copied), rows(to_vector, m)
@@ -168,7 +168,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
                 for d in range(NR):
                     Q[d * n + i] = q[d]
                 if TEMPERATURE:
-                    Q[(D - 1) * n + i] = temperature
+                    Q[(D - 1) * n + i] = temperatures[replica[i]]
             elif part <= GROUPS:
                 # angular: the sums of FUNCTIONS functions, and their components of the descriptor
                 begin = (part - 1) * FUNCTIONS

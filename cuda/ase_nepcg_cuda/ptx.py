@@ -67,7 +67,6 @@ _TYPES = {
     **dict.fromkeys(("u", "offsets", "origin"), "F"),
     "cell": numba.float64[:, :, ::1],
     "pbc": numba.boolean[:, ::1],
-    "temperature": "R",
 }
 
 
