@@ -4,8 +4,8 @@
 
 Needs numpy, numba and numba-cuda; with ase also MD runs are timed, with nep-adapters (CUDA backend) and
 compute-sanitizer those are used too. Without a usable device it says why and ends with status 3. Writes
-``gpu_check.json`` with versions
-into DIR (default: $OUT, else here), after every section, so that nothing is lost when time runs out.
+``gpu_check.json`` with versions into DIR (default: $OUT, else here), after every section, so that nothing is lost when
+time runs out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,57 @@ def time_md(results, watch, largest):
         results["NVE drift, meV per bead and ns"] = 1000 * per_ns
 
 
+def time_mean_forces(results, watch):
+    """Mean forces on the 512 molecules of a box of 1536-atom water: ns/day; the same by the CPU for comparison."""
+    if importlib.util.find_spec("ase") is None:
+        results["skipped"] = "ase is not installed"
+        return
+    from ase_nepcg import NEP, Mapping, sample_mean_force
+    from ase_nepcg.data import WATER_AA, water_box
+
+    atoms = water_box(8)
+    mapping = Mapping.from_groups(np.arange(len(atoms)).reshape(-1, 3).tolist(), "Ar")
+    # the first run compiles
+    for device, times in (("cuda", (0.05, 0.5, 5.0)), ("cpu", (0.02, 0.02, 0.1))):
+        if watch.left() < 60:
+            continue
+        atoms.calc = NEP(WATER_AA, device=device)
+        seconds = []
+        for time_ps in times:
+            began = time.perf_counter()
+            with warnings.catch_warnings():
+                # runs this short are no averages
+                warnings.simplefilter("ignore")
+                sample_mean_force(
+                    atoms, mapping, temperature_K=300.0, timestep_fs=0.5, equilibration_ps=0.05, time_ps=time_ps,
+                    interval=5, seed=1, progress=False,
+                )  # fmt: skip
+            seconds.append(time.perf_counter() - began)
+        results[device] = {"ns_per_day": 86.4 * (times[2] - times[1]) / (seconds[2] - seconds[1])}
+
+
+def time_training(results, watch):
+    """Generations of SNES per second (population 50) on the embedded 20 frames of 64 beads, on the device and here."""
+    if importlib.util.find_spec("ase") is None:
+        results["skipped"] = "ase is not installed"
+        return
+    from ase_nepcg import read_dataset, train
+    from ase_nepcg.data import WATER_FRAMES
+
+    frames = read_dataset(WATER_FRAMES)
+    for device in ("cuda", "cpu"):
+        # the first run compiles
+        seconds, steps = [], (2, 5, 105) if device == "cuda" else (2, 2, 22)
+        for number in steps:
+            if watch.left() < 60:
+                break
+            began = time.perf_counter()
+            train(frames, optimizer="snes", steps=number, seed=1, device=device, interval=1000, progress=False)
+            seconds.append(time.perf_counter() - began)
+        if len(seconds) == len(steps):
+            results[device] = {"generations_per_second": (steps[2] - steps[1]) / (seconds[2] - seconds[1])}
+
+
 def time_peer(results, watch):
     """Force calls of nep-adapters' CUDA backend on the same systems, through ASE, against ours through ASE."""
     if importlib.util.find_spec("nep_adapters") is None or importlib.util.find_spec("ase") is None:
@@ -273,6 +325,8 @@ def main() -> int:
         "forces against the CPU": lambda out: check_forces(out, watch),
         "force calls": lambda out: time_forces(out, watch, given.largest),
         "MD": lambda out: time_md(out, watch, given.largest),
+        "mean forces": lambda out: time_mean_forces(out, watch),
+        "training": lambda out: time_training(out, watch),
         "peer": lambda out: time_peer(out, watch),
         "sanitizer": lambda out: sanitize(out, watch),
     }
