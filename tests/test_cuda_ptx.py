@@ -63,14 +63,12 @@ def test_no_double_precision_between_pairs_of_sites(resources):
 
 @pytest.mark.timeout(900)
 def test_integration_needs_no_stack_and_many_steps_hardly_any(resources):
-    table = resources("9.0")
+    table = {name: found for name, found in resources("9.0").items() if name.startswith(("begin", "end", "advance"))}
+    assert sum(name.startswith("advance") for name in table) == 2
     for name, found in table.items():
-        if name.startswith(("begin", "end")):
-            assert (found["stack"], found["spill_stores"]) == (0, 0), name
-    whole = [found for name, found in table.items() if name.startswith("advance")]
-    assert len(whole) == 2
-    # a few counters of the outer loops
-    assert all(max(found["stack"], found["spill_stores"], found["spill_loads"]) <= 64 for found in whole)
+        # of many steps a few counters of the outer loops: 0 with the compiler of this writing, 48 bytes before
+        most = 64 if name.startswith("advance") else 0
+        assert max(found["stack"], found["spill_stores"], found["spill_loads"]) <= most, name
 
 
 def test_shapes_are_those_of_models():
