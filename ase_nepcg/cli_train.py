@@ -64,7 +64,7 @@ class Train:
         )
         run("--seed", type=_from_zero_integer, metavar="N", help="of the random numbers (default: a new one)")
         run("--threads", type=positive_integer, metavar="N", help="threads (default: all cores)")
-        run("--device", choices=DEVICES, help="cuda or auto: SNES on a CUDA device (default cpu)")
+        run("--device", choices=DEVICES, help="cpu, cuda, or auto: a CUDA device if there is one (default cpu)")
         run("--cache-GB", type=from_zero, metavar="X", help="memory for geometry that is kept (default 3)")
         run("--checkpoint", metavar="FILE", help="state of the run (default nepcg.checkpoint.npz beside the results)")
         run("--plot", action="store_true", help="draw loss and parity into training.png")

@@ -10,7 +10,6 @@ from ase_nepcg_cuda import Population
 
 from ase_nepcg import train
 from ase_nepcg.potential.evaluate import EvaluationError
-from ase_nepcg.training.core import TrainingError
 
 _SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
 shapes = importlib.util.module_from_spec(_SPEC)
@@ -58,12 +57,16 @@ def test_lists_of_batches_are_kept_and_forgotten():
     assert kept is device._population._batch(np.array([0]))
 
 
+def settings_of(model):
+    settings = {"n_max": model.n_max, "basis_size": model.basis_size, "l_max": (model.l_max, 0, 0)}
+    settings |= {"cutoff": (4.0, 3.0), "neurons": model.neurons, "species": model.species}
+    return settings | {"seed": 3, "progress": False, "interval": 1}
+
+
 def test_generations_are_those_of_the_cpu():
     model = shapes.make_model("small")
     frames = shapes.make_frames(model, 3, sites=(3, 4))
-    settings = {"n_max": model.n_max, "basis_size": model.basis_size, "l_max": (model.l_max, 0, 0)}
-    settings |= {"cutoff": (4.0, 3.0), "neurons": model.neurons, "species": model.species}
-    settings |= {"optimizer": "snes", "steps": 2, "population": 4, "seed": 3, "progress": False, "interval": 1}
+    settings = settings_of(model) | {"optimizer": "snes", "steps": 2, "population": 4}
     cpu, cuda = (train(frames, device=device, **settings) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(cpu.mu, cuda.mu, atol=1e-12)
     np.testing.assert_allclose(cpu.sigma, cuda.sigma, atol=1e-12)
@@ -78,12 +81,32 @@ def test_overlapping_sites_are_named():
         device.losses(device.model.parameters()[None], [0])
 
 
-def test_gradients_are_not_computed_there():
+def test_steps_of_the_gradient_are_those_of_the_cpu():
     model = shapes.make_model("small")
-    frames = shapes.make_frames(model, 2, sites=(3, 4))
-    with pytest.raises(TrainingError, match="only SNES runs there"):
-        train(frames, device="cuda", progress=False)
-    with pytest.raises(TrainingError, match="only SNES runs there"):
-        train(frames, optimizer="adam", polish=2, device="cuda", progress=False)
+    frames = shapes.make_frames(model, 3, sites=(3, 4))
+    settings = settings_of(model) | {"optimizer": "lbfgs", "steps": 2}
+    cpu, cuda = (train(frames, device=device, **settings) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(cpu.model.parameters(), cuda.model.parameters(), atol=1e-4)
     with pytest.raises(CalculatorSetupError, match="expected one of auto, cpu, cuda"):
-        train(frames, optimizer="snes", device="gpu", progress=False)
+        train(frames, device="gpu", **settings_of(model))
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "precision", "tolerance"),
+    [
+        ("small", {"zbl": shapes.ZBL}, "double", 1e-10),
+        ("small", {"version": 5}, "double", 1e-10),
+        ("small", {}, "mixed", 2e-4),
+        ("thermal", {"version": 3}, "double", 1e-10),
+        ("full", {}, "double", 1e-10),
+    ],
+)
+def test_gradients(shape, changes, precision, tolerance):
+    cpu, device = objectives(shape, precision, 2 if shape == "full" else 3, **changes)
+    z = cpu.model.parameters()
+    for frames in (None, [1]) if shape == "small" else (None,):
+        (squares, expected), (same, found) = (one.data_gradient(z, frames) for one in (cpu, device))
+        np.testing.assert_allclose(squares, same, rtol=tolerance)
+        for name, block in cpu.model.parameter_blocks()[0].items():
+            scale = max(np.abs(expected[block]).max(), 1e-3)
+            np.testing.assert_allclose(found[block], expected[block], atol=tolerance * scale, err_msg=name)

@@ -201,8 +201,8 @@ def train(
         Every ``interval`` steps (10; SNES: 100) errors are computed, kept in the history and passed to ``on_report``
         as a :class:`~ase_nepcg.training.fit.Report`.
     device
-        "cpu"; "cuda" for SNES, whose losses are then computed on a CUDA device in mixed precision; "auto": SNES on a
-        CUDA device where there is one.
+        "cpu"; "cuda": losses and gradients are computed on a CUDA device in mixed precision, which for the gradient
+        means to about 1e-5; "auto": on a CUDA device where there is one.
     threads, cache_GB
         None: all cores. Memory for geometry that is kept; more frames than that are computed again in every step.
     seed
@@ -271,17 +271,6 @@ def chosen_optimizer(name: str, targets: Targets) -> str:
     return "lbfgs" if len(targets.types) <= _MOST_SITES else "adam"
 
 
-def chosen_device(name: str, stages) -> str:
-    """ "cpu" or "cuda" for training in ``stages``; TrainingError for gradients on a CUDA device."""
-    by_gradient = any(stage != "snes" for stage, _ in stages)
-    if name == "auto" and by_gradient:
-        return "cpu"
-    device, _ = choose(name, "auto")
-    if device == "cuda" and by_gradient:
-        raise TrainingError("device='cuda': only SNES runs there, gradients do not: give optimizer='snes', or 'cpu'")
-    return device
-
-
 def run_training(
     model, targets, test_targets, loss, *, stages, optimizer, start=None, n_models=1, checkpoint, seed, threads,
     cache_GB, interval, patience, on_report, progress, device="cpu", on_start=None, z=None, fingerprint=None,
@@ -298,7 +287,7 @@ def run_training(
     from .stages import initial_parameters
 
     loss = loss.completed(model)
-    device = chosen_device(device, stages)
+    device, _ = choose(device, "auto")
     memory = {"threads": threads, "device": device, "cache_GB": 0.0 if device == "cuda" else cache_GB}
     objective = Objective(model, targets, loss, **memory)
     plain = replace(loss, weighting=None, type_weight=None, force_delta=0.0, lambda_shear=1.0)

@@ -35,8 +35,7 @@ class Objective:
     ``model`` (:class:`~ase_nepcg.NEPModel`) gives hyper-parameters, descriptor scaler and ZBL; its own parameters do
     not matter. ``threads`` None: all cores this process may use; results do not depend on it. ``cache_GB``: see
     :class:`~ase_nepcg.training.geometry.Geometry`. ``geometry``: that of another objective with the same frames and
-    cutoffs, to be shared. ``device``: "cuda" computes losses and predictions there, in mixed precision; gradients are
-    those of the CPU.
+    cutoffs, to be shared. ``device``: "cuda" computes losses, predictions and gradients there, in mixed precision.
     """
 
     def __init__(
@@ -186,6 +185,8 @@ class Objective:
             root = np.sqrt(squares)
             factors = np.where(root > 0, self.terms.weights / (2 * np.where(root > 0, root, 1.0)), 0.0)
         a, move, eta = self.terms.residuals(energies[0], forces, virials[0], factors, frames)
+        if self._population is not None:
+            return squares, self._population.gradient(z, frames, a, move, eta)
         g = self.geometry
         rows = np.zeros((len(move), 4))
         rows[:, :3] = move

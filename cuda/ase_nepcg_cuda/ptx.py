@@ -29,6 +29,7 @@ from ase_nepcg.md.state import make_state
 from ase_nepcg.potential.layout import Shape
 
 from .advance import Counts, build_advance
+from .gradient import build_gradient
 from .integrate import build_follow, build_kernels_of_halves, collect
 from .lists import build_lists
 from .nep import build_kernels
@@ -220,6 +221,9 @@ def sources(models, name: str, cc=(9, 0), whole: bool = False):
         for half, ptx in compile_halves(ensemble, ensemble.n_state, kind, cc).items():
             yield f"{half}, {ensemble.__name__}, {kind}", ptx
     if whole:
+        gradient = build_gradient(SHAPES[models[0]], name)
+        for one in gradient[:2]:
+            yield f"{one.name} [{models[0]}]", compile_stage(one, name, cc)
         for ensemble, observes in ((Langevin, True), (NPTbySCR, False)):
             ptx = compile_advance(SHAPES[models[0]], name, ensemble, ensemble.n_state, "block", cc, observes)
             yield f"advance, {ensemble.__name__}{', mean force' * observes} [{models[0]}]", ptx

@@ -18,23 +18,26 @@ __all__ = ["Terms", "build_terms", "chained"]
 
 
 def chained(functions, inlined):
-    """Device function that calls all ``functions``, each with the same five arguments, one after the other."""
+    """Device function that calls all ``functions``, each with the same arguments, one after the other."""
     if len(functions) == 1:
         return functions[0]
     half = len(functions) // 2
     first, second = chained(functions[:half], inlined), chained(functions[half:], inlined)
 
     @inlined
-    def both(a, b, c, d, e):
-        first(a, b, c, d, e)
-        second(a, b, c, d, e)
+    def both(*arguments):
+        first(*arguments)
+        second(*arguments)
 
     return both
 
 
 class Terms:
     """``descriptor(s, Q, at, step, _)``: the angular components of one function, ``Q[at + step block]``;
-    ``adjoint(s, dS, P, at, step)``: ``dS = sum_d P_d dq_d/ds``; ``gradient(dS, g, dg, z, x, y)``: see below."""
+    ``adjoint(s, dS, P, at, step)``: ``dS = sum_d P_d dq_d/ds``; ``gradient(dS, g, dg, z, x, y)``: see below.
+
+    Tangents along ``sd``, for training: ``tangent(s, sd, Qd, at, step)``: ``Qd_d = (dq_d/ds) . sd``;
+    ``adjoint_tangent(s, sd, dS, P, at, step)`` adds ``sum_d P_d (d^2 q_d/ds ds) . sd`` to ``dS``."""
 
     def __init__(self, shape: Shape, name: str, functions: int):
         kinds = precision(name)
@@ -44,22 +47,30 @@ class Terms:
         inlined = self._inlined = device_function(fastmath=kinds.fastmath)
         L = shape.l_max
         weights = three_body_weights(L).astype(kinds.real)
-        values, slopes = [], []
+        values, slopes, tangents, curvatures = [], [], [], []
         for l in range(1, L + 1):  # noqa: E741
-            value, slope = self._square(l, weights)
+            value, slope, tangent, curvature = self._square(l, weights)
             values.append(value)
             slopes.append(slope)
+            tangents.append(tangent)
+            curvatures.append(curvature)
         for block, many_body in enumerate(shape.many_body, start=L):
             if many_body == "q1111":
-                value, slope = self._quartic(block)
+                value, slope, tangent, curvature = self._quartic(block)
                 values.append(value)
                 slopes.append(slope)
+                tangents.append(tangent)
+                curvatures.append(curvature)
                 continue
             terms = [self._cubic(block, *ijk, c) for ijk, c in zip(*cubic_terms(many_body), strict=True)]
-            values.append(self._store(block, [value for value, _ in terms]))
-            slopes += [slope for _, slope in terms]
+            values.append(self._store(block, [term[0] for term in terms]))
+            slopes += [term[1] for term in terms]
+            tangents.append(self._store_tangent(block, [term[2] for term in terms]))
+            curvatures += [term[3] for term in terms]
         self.descriptor = chained(values, inlined)
         self.adjoint = chained(slopes, inlined)
+        self.tangent = chained(tangents, inlined)
+        self.adjoint_tangent = chained(curvatures, inlined)
         self.gradient = self._gradient(L, functions)
 
     def _square(self, l, weights):  # noqa: E741
@@ -79,11 +90,24 @@ class Terms:
             for lm in range(begin, end):
                 dS[lm] = (weights[lm] * s[lm]) * dq
 
-        return value, slope
+        @self._inlined
+        def tangent(s, sd, Qd, at, step):
+            q = zero
+            for lm in range(begin, end):
+                q += weights[lm] * (s[lm] * sd[lm])
+            Qd[at + block * step] = two * q
+
+        @self._inlined
+        def curvature(s, sd, dS, P, at, step):
+            dq = two * P[at + block * step]
+            for lm in range(begin, end):
+                dS[lm] += (weights[lm] * sd[lm]) * dq
+
+        return value, slope, tangent, curvature
 
     def _quartic(self, block):
         """``q_1111 = QUARTIC (s0^2 + s1^2 + s2^2)^2``."""
-        quartic, four = self._real(QUARTIC), self._real(4.0)
+        quartic, two, four = self._real(QUARTIC), self._real(2.0), self._real(4.0)
 
         @self._inlined
         def value(s, Q, at, step, unused):
@@ -97,7 +121,22 @@ class Terms:
             dS[1] += dv2 * s[1]
             dS[2] += dv2 * s[2]
 
-        return value, slope
+        @self._inlined
+        def tangent(s, sd, Qd, at, step):
+            v2 = s[0] * s[0] + s[1] * s[1] + s[2] * s[2]
+            along = s[0] * sd[0] + s[1] * sd[1] + s[2] * sd[2]
+            Qd[at + block * step] = four * quartic * (v2 * along)
+
+        @self._inlined
+        def curvature(s, sd, dS, P, at, step):
+            v2 = s[0] * s[0] + s[1] * s[1] + s[2] * s[2]
+            along = s[0] * sd[0] + s[1] * sd[1] + s[2] * sd[2]
+            scale = four * quartic * P[at + block * step]
+            dS[0] += scale * (v2 * sd[0] + two * along * s[0])
+            dS[1] += scale * (v2 * sd[1] + two * along * s[1])
+            dS[2] += scale * (v2 * sd[2] + two * along * s[2])
+
+        return value, slope, tangent, curvature
 
     def _cubic(self, block, i, j, k, coefficient):
         """``c s_i s_j s_k``, one term of a block."""
@@ -115,24 +154,45 @@ class Terms:
             dS[j] += dq * (si * sk)
             dS[k] += dq * (si * sj)
 
-        return value, slope
+        @self._inlined
+        def tangent(s, sd):
+            return c * (sd[i] * s[j] * s[k] + s[i] * sd[j] * s[k] + s[i] * s[j] * sd[k])
+
+        @self._inlined
+        def curvature(s, sd, dS, P, at, step):
+            dq = c * P[at + block * step]
+            dS[i] += dq * (sd[j] * s[k] + s[j] * sd[k])
+            dS[j] += dq * (sd[i] * s[k] + s[i] * sd[k])
+            dS[k] += dq * (sd[i] * s[j] + s[i] * sd[j])
+
+        return value, slope, tangent, curvature
+
+    def _total(self, functions):
+        """The sum of functions of the same arguments."""
+        if len(functions) == 1:
+            return functions[0]
+        half = len(functions) // 2
+        first, second = self._total(functions[:half]), self._total(functions[half:])
+
+        @self._inlined
+        def both(*arguments):
+            return first(*arguments) + second(*arguments)
+
+        return both
+
+    def _store_tangent(self, block, values):
+        """The sum of the tangents of all terms of a block."""
+        sum_of_terms = self._total(values)
+
+        @self._inlined
+        def tangent(s, sd, Qd, at, step):
+            Qd[at + block * step] = sum_of_terms(s, sd)
+
+        return tangent
 
     def _store(self, block, values):
         """The sum of all terms of a block."""
-
-        def total(functions):
-            if len(functions) == 1:
-                return functions[0]
-            half = len(functions) // 2
-            first, second = total(functions[:half]), total(functions[half:])
-
-            @self._inlined
-            def both(s):
-                return first(s) + second(s)
-
-            return both
-
-        sum_of_terms = total(values)
+        sum_of_terms = self._total(values)
 
         @self._inlined
         def value(s, Q, at, step, unused):

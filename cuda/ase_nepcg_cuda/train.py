@@ -1,4 +1,4 @@
-"""Many parameter vectors on many frames: what an evolution strategy needs, on the device.
+"""Losses and gradients of training on the device.
 
 The frames are replicas of one evaluation, their neighbours are found once. Parameter vectors follow each other; their
 errors stay on the device until all are there.
@@ -6,6 +6,7 @@ errors stay on the device until all are there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from ase_nepcg.potential.evaluate import Geometry
 
 from .device import kernel
 from .evaluate import CudaEvaluator
+from .gradient import build_gradient
 from .integrate import TEAM, make_team
 from .lists import OVERLAP
 from .parameters import pack
@@ -80,6 +82,70 @@ class Population:
             forces[batch.sites] = e.forces.copy_to_host().reshape(3, n).T
         return energies, errors, virials, forces
 
+    def gradient(self, z: np.ndarray, frames: np.ndarray, a, move, eta) -> np.ndarray:
+        """dL/dz (n,) of the data part of the loss, from the residual weights ``a`` (S,), ``move`` (N, 3) and ``eta``
+        (S, 6) of :meth:`ase_nepcg.training.loss.Terms.residuals`."""
+        batch = self._batch(frames)
+        e, n, n_types, shape = batch.evaluator, batch.evaluator.n, batch.evaluator.n_types, batch.evaluator.shape
+        real = precision(self.name).real
+        e.parameters = p = pack(self.model.with_parameters(z), e.present, self.name)
+        g = build_gradient(shape, self.name)
+        residuals = a[frames], np.ascontiguousarray(move[batch.sites].T), eta[frames]
+        a_energy, moves, strains = (cuda.to_device(one.astype(real).ravel()) for one in residuals)
+        A, Ad, B, Bd, Q, Qd, U, V, S, Sd, hidden = batch.memory
+        g.tangents.launch(
+            n,
+            (
+                *(n, e.copies, n_types, e.u, e.replica, e.types, e.to_vector, e.near_end, e.near, e.angular_end),
+                *(e.angular, p.pair, moves, strains, A, Ad, B, Bd),
+            ),
+            lanes=shape.k_angular + 1,
+        )
+        g.backward.launch(
+            n,
+            (
+                *(n, n_types, e.types, e.replica, p.c_radial, p.c_angular, p.w0, p.b0, p.w1, e.temperatures, a_energy),
+                *(A, Ad, B, Bd, Q, Qd, U, V, S, Sd, hidden),
+            ),
+        )
+        sizes = (
+            (n_types, shape.neurons, shape.n_descriptor + 2),
+            (n_types, n_types, shape.n_radial, shape.k_radial),
+            (n_types, n_types, shape.n_angular, shape.k_angular),
+        )
+        network, radial, angular = (cuda.device_array(math.prod(size), np.float64) for size in sizes)
+        g.of_network[network.size, TEAM](n, e.types, Q, Qd, hidden, network)
+        g.of_radial[radial.size, TEAM](n, n_types, e.types, A, Ad, U, V, radial)
+        g.of_angular[angular.size, TEAM](n, n_types, e.types, B, Bd, S, Sd, angular)
+        found = (out.copy_to_host().reshape(size) for out, size in zip((network, radial, angular), sizes, strict=True))
+        return self._unpack(e.present, *found, a, frames)
+
+    def _unpack(self, present, network, radial, angular, a, frames) -> np.ndarray:
+        """The parameter vector's gradient from those of the numbers that kernels read."""
+        model, t = self.model, self.targets
+        blocks, _ = model.parameter_blocks()
+        result = np.zeros(model.n_parameters)
+        depth = network.shape[2] - 2
+        for own, kind in zip(network, present, strict=True):
+            which = kind if len(model.w0) == model.n_types else 0
+            result[blocks[f"w0[{which}]"]] += (own[:, :depth] * model.q_scaler).ravel()
+            result[blocks[f"b0[{which}]"]] += own[:, depth]
+            result[blocks[f"w1[{which}]"]] += own[:, depth + 1]
+        result[blocks["bias"]] = -(a[frames] @ t.n_sites[frames])
+        if model.type_bias is not None:
+            for frame in frames:
+                for kind, count in enumerate(np.bincount(t.types[t.sites(frame)], minlength=model.n_types)):
+                    result[blocks[f"type_bias[{kind}]"]] -= a[frame] * count
+        for name, folded in (("c_radial", radial), ("c_angular", angular)):
+            whole = np.zeros(getattr(model, name).shape)
+            # d_0 = c_0 + sum c_k / 2, d_k = c_k / 2
+            unfolded = 0.5 * (folded + folded[..., :1])
+            unfolded[..., 0] = folded[..., 0]
+            n_functions, n_terms = whole.shape[:2]
+            whole[np.ix_(range(n_functions), range(n_terms), present, present)] = unfolded.transpose(2, 3, 0, 1)
+            result[blocks[name]] = whole.ravel()
+        return result
+
     def _batch(self, frames: np.ndarray) -> _Batch:
         key = frames.tobytes()
         if key not in self._kept:
@@ -116,4 +182,17 @@ class _Batch:
         if overlap:
             e.report_overlap(geometry.positions, geometry.cell, geometry.pbc, overlap - 1)
         self.reference = cuda.to_device(np.ascontiguousarray(t.forces[self.sites], float).ravel())
+        self._memory = None
         self.weights = cuda.to_device(np.ascontiguousarray(population.force_weights[self.sites], float).ravel())
+
+    @property
+    def memory(self) -> tuple:
+        """Arrays of the gradient, in the order of ``gradient.py``."""
+        if self._memory is None:
+            e = self.evaluator
+            s, types, real = e.shape, e.n_types, precision(e.precision).real
+            radial, angular = types * s.k_radial, types * s.k_angular * s.n_sums
+            sums = s.n_angular * s.n_sums
+            rows = (*[radial] * 2, *[angular] * 2, *[s.n_descriptor] * 4, *[sums] * 2, 3 * s.neurons)
+            self._memory = tuple(cuda.device_array(row * e.n, real) for row in rows)
+        return self._memory
