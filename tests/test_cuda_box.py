@@ -64,3 +64,15 @@ def test_cells_that_are_no_cells():
         box_of(np.diag([1e-3, 1e-3, 10.0]))
     with pytest.raises(ValueError, match="linearly independent"):
         box_of([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1.0]])
+
+
+def test_sites_may_move_until_images_of_open_cells_would_be_seen():
+    rng = np.random.default_rng(2)
+    positions, reach = rng.uniform(0, 9, (5, 3)), 3.0
+    positions[0], positions[1] = [1.0, 0.0, 2.0], [1.0, 9.0, 2.0]
+    for pbc, free in (((True, True, True), -1.0), ((True, False, True), 0.5 * 9.0 + reach)):
+        box = make_box(positions, np.diag([9.5] * 3)[None], np.array([pbc]), np.array([0, 5]), reach, "double")
+        assert box.free[0] == pytest.approx(free)
+    # the two at the ends, as far apart as allowed: the image of one is one list cutoff away from the other
+    width = np.linalg.norm(np.linalg.inv(box.to_box[0]), axis=1)[1]
+    assert width - (9.0 + 2 * free) == pytest.approx(reach)

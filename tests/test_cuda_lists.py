@@ -1,10 +1,12 @@
 """Neighbours found on the device against all pairs and images."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from ase_nepcg_cuda import CudaEvaluator
+from ase_nepcg_cuda.lists import NARROW, STATE
 from ase_nepcg_cuda.precision import precision
 from cuda_systems import liquid, together
 
@@ -96,3 +98,21 @@ def test_bins_hold_every_copy_once_in_order(models):
     held = [members[b, :count].tolist() for b, count in enumerate(counts)]
     assert all(one == sorted(one) for one in held)
     assert sorted(itertools.chain(*held)) == list(range(evaluator.n * evaluator.copies))
+
+
+def test_sites_that_fly_far_from_an_open_cell_are_noticed(models):
+    geometry = liquid(6, 0.03, 4)
+    for pbc, notices in (((True, True, True), False), ((True, False, True), True)):
+        evaluator = CudaEvaluator(models["single"], precision="double")
+        one = replace(geometry, pbc=np.array(pbc))
+        evaluator(one)
+        free = float(evaluator.box.free[0])
+        assert (free > 0) == notices
+        for distance, narrow in ((0.999 * abs(free), 0), (1.001 * abs(free), int(notices))):
+            evaluator.state.copy_to_device(np.zeros(STATE, np.int32))
+            positions = one.positions.copy()
+            positions[3, 1] += distance
+            evaluator.x.copy_to_device(positions.ravel())
+            evaluator.place()
+            evaluator.check_moved()
+            assert evaluator.state.copy_to_host()[NARROW] == narrow

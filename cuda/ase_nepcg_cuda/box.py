@@ -22,7 +22,8 @@ class Box(NamedTuple):
     """The boxes of R replicas, on the host; see ``lists.py`` for what they are for.
 
     copies (3,) of each cell along its vectors, the same for all replicas; to_box and to_vector (R, 3, 3), the latter
-    times 2^-bits; offsets (copies, 3) fixed, by which the place of a copy is less; bins (R, 3), bin_first (R + 1,).
+    times 2^-bits; offsets (copies, 3) fixed, by which the place of a copy is less; bins (R, 3), bin_first (R + 1,);
+    free (R,): how far (Å) sites may move before images of those that are not periodic are seen, -1 for periodic cells.
     """
 
     copies: np.ndarray
@@ -31,6 +32,7 @@ class Box(NamedTuple):
     offsets: np.ndarray
     bins: np.ndarray
     bin_first: np.ndarray
+    free: np.ndarray
 
 
 def make_box(positions, cell, pbc, first, reach: float, name: str) -> Box:
@@ -39,16 +41,20 @@ def make_box(positions, cell, pbc, first, reach: float, name: str) -> Box:
     Raises ValueError for cells without volume, or so thin that they would have to be repeated too often.
     """
     kinds = precision(name)
-    boxes, repeats, widths = [], [], []
+    boxes, repeats, widths, free = [], [], [], []
     for r, (one, periodic) in enumerate(zip(cell, pbc, strict=True)):
         box = complete_cell(one, periodic)
         inverse = np.linalg.inv(box)
         width = 1 / np.linalg.norm(inverse, axis=0)
+        free.append(-1.0)
         if not periodic.all():
             # the other vectors are of length 1 and at right angles to the rest: fractions are distances
             fractions = positions[first[r] : first[r + 1]] @ inverse
             # far enough that images are not seen, wherever in the box the sites are; twice, for them to move
-            room = 2 * (np.ptp(fractions, axis=0) * width + reach) + reach
+            extent = np.ptp(fractions, axis=0) * width
+            room = 2 * (extent + reach) + reach
+            # of two sites, each may go half the way that is left between their images
+            free[-1] = float(np.min((0.5 * (room - reach - extent))[~np.asarray(periodic, bool)]))
             scale = np.where(periodic, 1.0, room / width)
             box, width = box * scale[:, None], width * scale
         boxes.append(box)
@@ -81,6 +87,7 @@ def make_box(positions, cell, pbc, first, reach: float, name: str) -> Box:
         offsets=np.array(offsets, kinds.fixed),
         bins=np.array(bins, np.int64),
         bin_first=np.concatenate([[0], np.cumsum(np.prod(bins, axis=1))]).astype(np.int64),
+        free=np.array(free),
     )
 
 

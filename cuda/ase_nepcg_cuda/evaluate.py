@@ -165,6 +165,8 @@ class CudaEvaluator:
         self.bins = cuda.to_device(self.box.bins.ravel())
         self.bin_first = cuda.to_device(self.box.bin_first)
         self.u = cuda.device_array(3 * self.copies * self.n, kinds.fixed)
+        self.boxed = cuda.to_device(np.ascontiguousarray(positions, float).ravel())
+        self.free = cuda.to_device(self.box.free)
         self.reach = cuda.to_device(np.full(len(cell), 0.5 * self.skin, kinds.real))
         self.bin_count = int(self.box.bin_first[-1])
         self.counts = cuda.device_array(self.bin_count, np.int32)
@@ -175,7 +177,19 @@ class CudaEvaluator:
         n, copied = self.n, self.n * self.copies
         return (
             (n, self.copies, self.x, self.replica, self.to_box, self.offsets, self.u),
-            (n, copied, self.u, self.origin, self.replica, self.to_vector, self.reach, self.state),
+            (
+                n,
+                copied,
+                self.u,
+                self.origin,
+                self.replica,
+                self.to_vector,
+                self.reach,
+                self.x,
+                self.boxed,
+                self.free,
+                self.state,
+            ),
         )
 
     def list_arguments(self) -> tuple:

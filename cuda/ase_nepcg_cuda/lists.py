@@ -87,16 +87,24 @@ def build_lists(name: str):
             u[c * n * copies + site] = difference(fixed(s * scale), offsets[3 * copy + c])
 
     @stage
-    def moved(i, n, copied, u, origin, replica, to_vector, reach, state):
+    def moved(i, n, copied, u, origin, replica, to_vector, reach, x, boxed, free, state):
         """STALE where a site is farther than ``reach`` (R,), negative: anywhere, from its place when the list was made.
 
-        Places move with the box, so that a strain of the box is no motion.
+        Places move with the box, so that a strain of the box is no motion. NARROW where a site is farther than ``free``
+        (R,), unless negative, from its position ``boxed`` (N, 3) when the box was made.
         """
         m, limit = 9 * replica[i], reach[replica[i]]
         rx, ry, rz = between(u, i, copied, place_of(origin, i, n), rows(to_vector, m))
         # also where the limit is not a number
         if not (limit >= zero and rx * rx + ry * ry + rz * rz <= limit * limit):
             state[STALE] = 1
+        most = free[replica[i]]
+        if most >= 0.0:
+            square = 0.0
+            for c in range(3):
+                square += (x[3 * i + c] - boxed[3 * i + c]) ** 2
+            if not square <= most * most:
+                state[NARROW] = 1
 
     @stage
     def clear(b, counts, state):

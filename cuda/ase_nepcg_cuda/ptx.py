@@ -62,7 +62,9 @@ _TYPES = {
     **dict.fromkeys(("replica", "types", "counts", "members", "near_end", "near", "angular_end"), numba.int32[::1]),
     **dict.fromkeys(("angular", "back", "state", "first"), numba.int32[::1]),
     **dict.fromkeys(("bins", "bin_first"), numba.int64[::1]),
-    **dict.fromkeys(("x", "to_box", "rows", "built", "out", "sums", "parts_of_blocks"), numba.float64[::1]),
+    **dict.fromkeys(
+        ("x", "boxed", "free", "to_box", "rows", "built", "out", "sums", "parts_of_blocks"), numba.float64[::1]
+    ),
     **dict.fromkeys(("list_cutoff", "skin"), numba.float64),
     **dict.fromkeys(("with_virials", "per_site"), numba.boolean),
     **dict.fromkeys(("u", "offsets", "origin"), "F"),
