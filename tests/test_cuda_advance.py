@@ -69,3 +69,28 @@ def test_a_block_that_needs_more_memory_is_made_again(models, monkeypatch):
     md.run(2)
     assert grown
     same(reference, md, tolerance=1e-13)
+
+
+def test_a_second_shortage_does_not_leave_a_list_without_neighbours(models, monkeypatch):
+    reference = run_of(models["single"], Langevin(300.0, 0.01), "cuda", system(6), steps=4)
+    atoms = system(6)
+    atoms.calc = NEP(models["single"], device="cuda", precision="double", threads=1)
+    md = MD(atoms, 1.0, Langevin(300.0, 0.01), seed=7, progress=False)
+    md.run(1)
+    upload, launches = backend.CudaBackend._upload, []
+
+    def too_little(self, run):
+        # first for neighbours, then, in the same call, for angular ones: the block is halved
+        if len(launches) < 2:
+            self.evaluator._slots(**{("near", "angular")[len(launches)]: 1})
+            self.evaluator.reach.copy_to_device(np.full(len(run.q), -1.0))
+        upload(self, run)
+
+    launch = backend.CudaBackend._launch
+    monkeypatch.setattr(backend.CudaBackend, "_upload", too_little)
+    monkeypatch.setattr(
+        backend.CudaBackend, "_launch", lambda self, run, steps: launches.append(steps) or launch(self, run, steps)
+    )
+    md.run(3)
+    assert launches == [3, 3, 2, 1]
+    same(reference, md, tolerance=1e-13)

@@ -22,6 +22,7 @@ from .integrate import build_follow, build_halves, collect, collect_totals, make
 from .lists import STALE, build_lists
 from .meanforce import build_mean_force
 from .nep import build_kernels
+from .precision import precision
 from .totals import TOTALS, add_totals, block_totals
 
 __all__ = ["Counts", "blocks_at_once", "build_advance"]
@@ -73,7 +74,8 @@ def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, ob
     follow_one, remember_one = (one.one for one in build_follow(name))
     collect_one, collect_totals_one, add_one = collect.one, collect_totals.one, add_totals.one
 
-    @kernel(threads=BLOCK)
+    # for the compiler's division and square root in single precision; the kernel's own text has no real numbers
+    @kernel(threads=BLOCK, fastmath=precision(name).fastmath)
     def advance(
         first_step, steps, virials_at_end, counts, state, place, moved, list_arguments, forces, totals, box, observer,
         s, h, p, q, limits, partial,

@@ -100,6 +100,9 @@ class CudaBackend:
                 break
             if steps > 1 and (wrong or repeats):
                 # what such a step asks for makes no sense; find the step
+                if short:
+                    # the list on the device lacks what there was no memory for, and looks as good as new
+                    self._new_box(run)
                 steps = (steps + 1) // 2
                 continue
             repeats += 1
@@ -294,6 +297,8 @@ class CudaBackend:
 
     def _make_room(self, run, words) -> None:
         """More memory, a wider box."""
+        # an interrupt from here on must not leave a list that points into new memory
+        self._box = None
         self.evaluator.grow(words)
         if words[NARROW]:
             # the box made at the beginning of the block was not wide enough for its end
@@ -302,6 +307,7 @@ class CudaBackend:
 
     def _give_up(self, run, words) -> None:
         """Leave the failed step in the state, its beginning in the backup, and say what is wrong."""
+        self._box = None
         s, old = run.state, run.backup
         old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, run.q
         state = self._download(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import NamedTuple
 
 import numba
@@ -31,6 +32,8 @@ BLOCK = 8 if SIMULATOR else 128
 
 # small systems are what these kernels are for; the warning would come with each of them
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+# numba reads its environment anew when a variable of it has changed
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 # assembled one by one, as ``ptx.py`` does: its numbers are those of what runs
 _OPTIONS = {} if SIMULATOR else {"lto": False}
 

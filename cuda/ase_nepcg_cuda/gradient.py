@@ -37,7 +37,7 @@ from .device import device_function, kernel, number_type, stage
 from .integrate import TEAM, make_team
 from .nep import PAIR, functions_at_once
 from .precision import precision
-from .terms import build_terms
+from .terms import build_tanh, build_terms
 from .vectors import build_vectors
 
 __all__ = ["Gradient", "build_gradient"]
@@ -71,6 +71,7 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
     descriptor, adjoint, tangent, adjoint_tangent = (
         terms.descriptor, terms.adjoint, terms.tangent, terms.adjoint_tangent,
     )  # fmt: skip
+    tanh = build_tanh(name)
     team = make_team("block", TEAM)
     rank, add = team.rank, team.sum
     inlined = device_function(fastmath=kinds.fastmath)
@@ -219,7 +220,7 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             for d in range(D):
                 y += w0[row * D + d] * q[d]
                 yd += w0[row * D + d] * qd[d]
-            h = math.tanh(y)
+            h = tanh(y)
             slope = one - h * h
             by_y, by_yd = w1[row] * slope * (weight + two * h * yd), -w1[row] * slope
             hidden[neuron * n + i], hidden[(N1 + neuron) * n + i] = by_y, by_yd
@@ -247,8 +248,8 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
         for i in range(rank(), n, TEAM):
             if types[i] == a:
                 if column < D:
-                    total += float(hidden[neuron * n + i]) * Q[column * n + i]
-                    total += float(hidden[(N1 + neuron) * n + i]) * Qd[column * n + i]
+                    total += float64(hidden[neuron * n + i]) * Q[column * n + i]
+                    total += float64(hidden[(N1 + neuron) * n + i]) * Qd[column * n + i]
                 elif column == D:
                     total -= hidden[neuron * n + i]
                 else:
@@ -266,7 +267,7 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
         for i in range(rank(), n, TEAM):
             if types[i] == a:
                 at = (t * KR + k) * n + i
-                total += float(U[d * n + i]) * A[at] + float(V[d * n + i]) * Ad[at]
+                total += float64(U[d * n + i]) * A[at] + float64(V[d * n + i]) * Ad[at]
         total = add(total, memory)
         if rank() == 0:
             out[entry] = total
@@ -281,7 +282,7 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             if types[i] == a:
                 for lm in range(LM):
                     at, of = ((t * KA + k) * LM + lm) * n + i, (f * LM + lm) * n + i
-                    total += float(S[of]) * B[at] + float(Sd[of]) * Bd[at]
+                    total += float64(S[of]) * B[at] + float64(Sd[of]) * Bd[at]
         total = add(total, memory)
         if rank() == 0:
             out[entry] = total

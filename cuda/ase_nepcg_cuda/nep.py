@@ -49,7 +49,7 @@ from ase_nepcg.potential.layout import Shape
 from .device import Stage, device_function, number_type, stage
 from .lists import OVERLAP
 from .precision import precision
-from .terms import build_terms
+from .terms import build_tanh, build_terms
 from .vectors import build_vectors
 
 __all__ = ["PAIR", "Kernels", "build_kernels", "functions_at_once", "parts"]
@@ -91,7 +91,6 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
     place, rows, between = build_vectors(name, kinds.fastmath)
     zero, half, one, two, four = (kinds.real(c) for c in (0.0, 0.5, 1.0, 2.0, 4.0))
     overlap = kinds.real(_OVERLAP**2)
-    MIXED = name == "mixed"
 
     NR, KR, NA, KA, L = shape[:5]
     LM, ZS, D = shape.n_sums, shape.n_zlm, shape.n_descriptor
@@ -105,6 +104,7 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
     BLOCKS = L + len(shape.many_body)
     terms = build_terms(shape, name, FUNCTIONS)
     descriptor, adjoint, gradient = terms.descriptor, terms.adjoint, terms.gradient
+    tanh = build_tanh(name)
 
     def on_sites(function):
         return stage(function, fastmath=kinds.fastmath)
@@ -113,13 +113,6 @@ def build_kernels(shape: Shape, name: str) -> Kernels:
         return stage(function, fastmath=kinds.fastmath, lanes=True)
 
     inlined = device_function(fastmath=kinds.fastmath)
-
-    @inlined
-    def tanh(x):
-        if MIXED:
-            # the absolute error counts, 1e-7
-            return one - two / (math.exp(two * x) + one)
-        return math.tanh(x)
 
     @inlined
     def argument(v):

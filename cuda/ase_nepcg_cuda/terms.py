@@ -7,6 +7,7 @@ function that holds its indices, and :func:`chained` makes one function of them 
 from __future__ import annotations
 
 import functools
+import math
 
 from ase_nepcg.potential.invariants import QUARTIC, cubic_terms, legendre_tables, three_body_weights
 from ase_nepcg.potential.layout import Shape
@@ -14,7 +15,7 @@ from ase_nepcg.potential.layout import Shape
 from .device import device_function
 from .precision import precision
 
-__all__ = ["Terms", "build_terms", "chained"]
+__all__ = ["Terms", "build_tanh", "build_terms", "chained"]
 
 
 def chained(functions, inlined):
@@ -30,6 +31,22 @@ def chained(functions, inlined):
         second(*arguments)
 
     return both
+
+
+@functools.cache
+def build_tanh(name: str):
+    """tanh of one precision. That of CUDA's fast single-precision maths is good to 5e-4 only."""
+    kinds = precision(name)
+    one, two, mixed = kinds.real(1.0), kinds.real(2.0), name == "mixed"
+
+    @device_function(fastmath=kinds.fastmath)
+    def tanh(x):
+        if mixed:
+            # the absolute error counts, 1e-7
+            return one - two / (math.exp(two * x) + one)
+        return math.tanh(x)
+
+    return tanh
 
 
 class Terms:
