@@ -144,7 +144,9 @@ PRESETS = {
         "equilibration_ps": 15.0,
         "time_ps": 80.0,
         "frames": 60,
-        "steps": 2000,
+        # with 2000 steps and 1e-6 beads fell into holes of the fit within a few 100 ps
+        "steps": 800,
+        "regularisation": 1e-4,
         "bead_time_ps": 500.0,
     },
 }
