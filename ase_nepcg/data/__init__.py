@@ -12,7 +12,7 @@ WATER_BEAD = str(Path(__file__).parent / "water_bead_nep4.txt")
 #: all-atom water (O, H), trained on a larger model
 WATER_AA = str(Path(__file__).parent / "water_aa.txt")
 
-#: the beads of that water at 330 K, one per molecule (label Ar), the ``nep.txt`` of ``nepcg quickstart``
+#: the beads of that water at 330 K, one per molecule (label Ar), the ``nep.txt`` of ``nepcg quickstart --long``
 WATER_CG = str(Path(__file__).parent / "water_cg.txt")
 
 #: mean-force frames of water, one bead per molecule (label Ar): 20 x 64 beads, two at each of ten pressures up to 1 GPa
