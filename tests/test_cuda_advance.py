@@ -44,13 +44,18 @@ def test_the_grid_integrates_replica_after_replica(models, monkeypatch, below):
     assert set(kinds) == {"grid"}
 
 
-def test_a_block_that_needs_more_memory_is_made_again(models, monkeypatch):
-    # room for too few neighbours: the launch of several steps ends with a word, and is repeated from its beginning
-    reference = run_of(models["single"], Langevin(300.0, 0.01), "cuda", system(6), steps=3)
+def after_one_step(models) -> MD:
     atoms = system(6)
     atoms.calc = NEP(models["single"], device="cuda", precision="double", threads=1)
     md = MD(atoms, 1.0, Langevin(300.0, 0.01), seed=7, progress=False)
     md.run(1)
+    return md
+
+
+def test_a_block_that_needs_more_memory_is_made_again(models, monkeypatch):
+    # room for too few neighbours: the launch of several steps ends with a word, and is repeated from its beginning
+    reference = run_of(models["single"], Langevin(300.0, 0.01), "cuda", system(6), steps=3)
+    md = after_one_step(models)
     grown = []
     made_room = backend.CudaBackend._make_room
     monkeypatch.setattr(
@@ -73,10 +78,7 @@ def test_a_block_that_needs_more_memory_is_made_again(models, monkeypatch):
 
 def test_a_second_shortage_does_not_leave_a_list_without_neighbours(models, monkeypatch):
     reference = run_of(models["single"], Langevin(300.0, 0.01), "cuda", system(6), steps=4)
-    atoms = system(6)
-    atoms.calc = NEP(models["single"], device="cuda", precision="double", threads=1)
-    md = MD(atoms, 1.0, Langevin(300.0, 0.01), seed=7, progress=False)
-    md.run(1)
+    md = after_one_step(models)
     upload, launches = backend.CudaBackend._upload, []
 
     def too_little(self, run):

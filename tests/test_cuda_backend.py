@@ -101,7 +101,9 @@ def test_lists_and_boxes_are_made_anew_on_the_way(models, monkeypatch):
     np.testing.assert_array_equal(evaluator.box.copies, [2, 1, 1])
 
 
-def test_a_step_that_cannot_be_made_leaves_the_one_before(models):
+def test_a_step_that_cannot_be_made_leaves_the_one_before(models, tmp_path, monkeypatch):
+    # the failed run leaves its last state there
+    monkeypatch.chdir(tmp_path)
     failures = []
     for device in ("cpu", "cuda"):
         atoms = system()

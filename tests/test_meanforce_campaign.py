@@ -325,7 +325,7 @@ def test_libraries_in_workers_are_limited(monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "2,1")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    with workers._thread_limit(4):
+    with workers._environment(4, None):
         assert [os.environ[name] for name in names] == ["4", "4", "2,1"]
     assert [os.environ.get(name) for name in names] == ["64", None, "2,1"]
 

@@ -204,7 +204,7 @@ class _Worker:
         # a worker must not be hit by Ctrl-C before it can handle it
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with _thread_limit(threads), _only_device(device):
+            with _environment(threads, device):
                 self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
@@ -331,29 +331,17 @@ def _join(crew: list[_Worker], seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _only_device(name: str | None):
-    """Environment in which a new process sees one CUDA device, unless ``name`` is None."""
-    old = os.environ.get("CUDA_VISIBLE_DEVICES")
+def _environment(threads: int, device: str | None):
+    """Environment in which the libraries of a new process use at most ``threads`` threads, fewer if it says so, and
+    see one CUDA device, unless ``device`` is None."""
+    wanted = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+    for name in _THREAD_VARIABLES:
+        first = os.environ.get(name, "").split(",")[0].strip()
+        if not (first.isdecimal() and 0 < int(first) <= threads):
+            wanted[name] = str(threads)
+    old = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
-        if name is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = name
-        yield
-    finally:
-        if old is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = old
-        elif name is not None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-
-
-@contextlib.contextmanager
-def _thread_limit(threads: int):
-    """Environment in which the libraries of a new process use at most ``threads`` threads, fewer if it says so."""
-    old = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    try:
-        for name, value in old.items():
-            first = (value or "").split(",")[0].strip()
-            if not (first.isdecimal() and 0 < int(first) <= threads):
-                os.environ[name] = str(threads)
         yield
     finally:
         for name, value in old.items():

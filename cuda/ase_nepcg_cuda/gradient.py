@@ -239,52 +239,48 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             for lm in range(LM):
                 S[(f * LM + lm) * n + i], Sd[(f * LM + lm) * n + i] = g[lm], gd[lm]
 
-    @kernel(threads=TEAM)
-    def of_network(n, types, Q, Qd, hidden, out):
-        entry = cuda.blockIdx.x
-        column, neuron, a = entry % (D + 2), entry // (D + 2) % N1, entry // ((D + 2) * N1)
-        memory = (cuda.shared.array(TEAM, float64), out)
-        total = 0.0
-        for i in range(rank(), n, TEAM):
-            if types[i] == a:
-                if column < D:
-                    total += float64(hidden[neuron * n + i]) * Q[column * n + i]
-                    total += float64(hidden[(N1 + neuron) * n + i]) * Qd[column * n + i]
-                elif column == D:
-                    total -= hidden[neuron * n + i]
-                else:
-                    total += hidden[(2 * N1 + neuron) * n + i]
-        total = add(total, memory)
-        if rank() == 0:
-            out[entry] = total
+    def sums_over_sites(term):
+        """Kernel: for every number of ``out``, the sum of ``term(i, n, entry, n_types, *arguments)`` over the sites
+        of its central type, the first index of ``out``; one block each."""
 
-    @kernel(threads=TEAM)
-    def of_radial(n, n_types, types, A, Ad, U, V, out):
-        entry = cuda.blockIdx.x
-        k, d, t, a = entry % KR, entry // KR % NR, entry // (KR * NR) % n_types, entry // (KR * NR * n_types)
-        memory = (cuda.shared.array(TEAM, float64), out)
-        total = 0.0
-        for i in range(rank(), n, TEAM):
-            if types[i] == a:
-                at = (t * KR + k) * n + i
-                total += float64(U[d * n + i]) * A[at] + float64(V[d * n + i]) * Ad[at]
-        total = add(total, memory)
-        if rank() == 0:
-            out[entry] = total
+        @kernel(threads=TEAM)
+        def all_sums(n, n_types, types, arguments, out):
+            entry = cuda.blockIdx.x
+            a = entry // (out.size // n_types)
+            memory = (cuda.shared.array(TEAM, float64), out)
+            total = 0.0
+            for i in range(rank(), n, TEAM):
+                if types[i] == a:
+                    total += term(i, n, entry, n_types, *arguments)
+            total = add(total, memory)
+            if rank() == 0:
+                out[entry] = total
 
-    @kernel(threads=TEAM)
-    def of_angular(n, n_types, types, B, Bd, S, Sd, out):
-        entry = cuda.blockIdx.x
-        k, f, t, a = entry % KA, entry // KA % NA, entry // (KA * NA) % n_types, entry // (KA * NA * n_types)
-        memory = (cuda.shared.array(TEAM, float64), out)
-        total = 0.0
-        for i in range(rank(), n, TEAM):
-            if types[i] == a:
-                for lm in range(LM):
-                    at, of = ((t * KA + k) * LM + lm) * n + i, (f * LM + lm) * n + i
-                    total += float64(S[of]) * B[at] + float64(Sd[of]) * Bd[at]
-        total = add(total, memory)
-        if rank() == 0:
-            out[entry] = total
+        return all_sums
 
-    return Gradient(tangents, backward, of_network, of_radial, of_angular)
+    @device_function()
+    def of_network(i, n, entry, n_types, Q, Qd, hidden):
+        column, neuron = entry % (D + 2), entry // (D + 2) % N1
+        if column < D:
+            by_y, by_yd = float64(hidden[neuron * n + i]), float64(hidden[(N1 + neuron) * n + i])
+            return by_y * Q[column * n + i] + by_yd * Qd[column * n + i]
+        if column == D:
+            return -float64(hidden[neuron * n + i])
+        return float64(hidden[(2 * N1 + neuron) * n + i])
+
+    @device_function()
+    def of_radial(i, n, entry, n_types, A, Ad, U, V):
+        k, d, t = entry % KR, entry // KR % NR, entry // (KR * NR) % n_types
+        at = (t * KR + k) * n + i
+        return float64(U[d * n + i]) * A[at] + float64(V[d * n + i]) * Ad[at]
+
+    @device_function()
+    def of_angular(i, n, entry, n_types, B, Bd, S, Sd):
+        k, f, t = entry % KA, entry // KA % NA, entry // (KA * NA) % n_types
+        total = 0.0
+        for lm in range(LM):
+            at, of = ((t * KA + k) * LM + lm) * n + i, (f * LM + lm) * n + i
+            total += float64(S[of]) * B[at] + float64(Sd[of]) * Bd[at]
+        return total
+
+    return Gradient(tangents, backward, *map(sums_over_sites, (of_network, of_radial, of_angular)))

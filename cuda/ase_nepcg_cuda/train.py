@@ -114,9 +114,12 @@ class Population:
             (n_types, n_types, shape.n_angular, shape.k_angular),
         )
         network, radial, angular = (cuda.device_array(math.prod(size), np.float64) for size in sizes)
-        g.of_network[network.size, TEAM](n, e.types, Q, Qd, hidden, network)
-        g.of_radial[radial.size, TEAM](n, n_types, e.types, A, Ad, U, V, radial)
-        g.of_angular[angular.size, TEAM](n, n_types, e.types, B, Bd, S, Sd, angular)
+        for sums, out, arguments in (
+            (g.of_network, network, (Q, Qd, hidden)),
+            (g.of_radial, radial, (A, Ad, U, V)),
+            (g.of_angular, angular, (B, Bd, S, Sd)),
+        ):
+            sums[out.size, TEAM](n, n_types, e.types, arguments, out)
         found = (out.copy_to_host().reshape(size) for out, size in zip((network, radial, angular), sizes, strict=True))
         return self._unpack(e.present, *found, a, frames)
 
