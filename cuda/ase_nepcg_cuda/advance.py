@@ -17,7 +17,7 @@ from numba import cuda, float64
 
 from ase_nepcg.potential.layout import Shape
 
-from .device import BLOCK, SIMULATOR, grid_loop, kernel
+from .device import BLOCK, SIMULATOR, kernel
 from .integrate import build_follow, build_halves, collect, collect_totals, make_team
 from .lists import STALE, build_lists
 from .meanforce import build_mean_force
@@ -64,16 +64,17 @@ def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, ob
     OBSERVES, observe = observes, build_mean_force(team)
     DRIVEN, PER_SITE, CHANGES_CELL = halves.drive is not None, ensemble.per_site, ensemble.changes_cell
     drive_one = halves.drive if DRIVEN else halves.end
-    lists, kernels = build_lists(name), build_kernels(shape, name)
-    place_all, moved_all, clear_all, fill_all, sort_all, find_all, select_all, pair_all, settle_all = map(
-        grid_loop, lists
+    lists = build_lists(name)
+    place_one, moved_one, clear_one, fill_one, sort_one, find_one, select_one, pair_one, settle_one = (
+        one.one for one in lists
     )
-    sums_one, partial_forces_one = kernels.sums.one, kernels.partial_forces.one
-    network_all = grid_loop(kernels.network)
-    gather_none, gather_sum, gather_sites = map(grid_loop, kernels.gather)
-    follow_all, remember_all = map(grid_loop, build_follow(name))
-    collect_all, collect_totals_all, add_all = map(grid_loop, (collect, collect_totals, add_totals))
+    kernels = build_kernels(shape, name)
+    sums_one, network_one, partial_forces_one = (one.one for one in kernels[:3])
+    gather_none, gather_sum, gather_sites = (one.one for one in kernels.gather)
+    follow_one, remember_one = (one.one for one in build_follow(name))
+    collect_one, collect_totals_one, add_one = collect.one, collect_totals.one, add_totals.one
 
+    # the loops over the grid are written out: as a device function each, ptxas (sm_90) spills 72 bytes
     # for the compiler's division and square root in single precision; the kernel's own text has no real numbers
     @kernel(threads=BLOCK, fastmath=precision(name).fastmath)
     def advance(
@@ -98,52 +99,66 @@ def build_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, ob
                 state[STALE] = 0
             wait()
             if CHANGES_CELL:
-                follow_all(replicas, follow)
+                for r in range(cuda.grid(1), replicas, cuda.gridsize(1)):
+                    follow_one(r, *follow)
                 wait()
-            # what follows a stage without a barrier is of the same site, hence done by the same thread
-            place_all(copied, place)
-            moved_all(n, moved)
+            for i in range(cuda.grid(1), copied, cuda.gridsize(1)):
+                place_one(i, *place)
+                # sites come before their copies
+                if i < n:
+                    moved_one(i, *moved)
             wait()
             if state[STALE] != 0:
-                clear_all(bins, clear)
+                for b in range(cuda.grid(1), bins, cuda.gridsize(1)):
+                    clear_one(b, *clear)
                 wait()
-                fill_all(copied, fill)
+                for i in range(cuda.grid(1), copied, cuda.gridsize(1)):
+                    fill_one(i, *fill)
                 wait()
-                sort_all(bins, sort)
+                for b in range(cuda.grid(1), bins, cuda.gridsize(1)):
+                    sort_one(b, *sort)
                 wait()
-                find_all(n, find)
+                for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+                    find_one(i, *find)
                 wait()
-                select_all(n, select)
+                for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+                    select_one(i, *select)
                 wait()
-                pair_all(n, pair)
-                settle_all(n, settle)
+                for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+                    pair_one(i, *pair)
+                    settle_one(i, *settle)
                 if CHANGES_CELL:
-                    remember_all(replicas, remember)
+                    for r in range(cuda.grid(1), replicas, cuda.gridsize(1)):
+                        remember_one(r, *remember)
                 wait()
             for k in range(cuda.grid(1), n * lanes, cuda.gridsize(1)):
                 sums_one(k % n, k // n, lanes, *sums)
             wait()
-            network_all(n, network)
+            for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+                network_one(i, *network)
             wait()
             for k in range(cuda.grid(1), n * lanes, cuda.gridsize(1)):
                 partial_forces_one(k % n, k // n, lanes, *partial_forces)
             wait()
             per_site = PER_SITE or (last and virials_at_end)
-            if per_site:
-                gather_sites(n, gather)
-            elif total:
-                gather_sum(n, gather)
-            else:
-                gather_none(n, gather)
-            collect_all(n, (*site, per_site, gather[-1], s))
+            for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+                if per_site:
+                    gather_sites(i, *gather)
+                elif total:
+                    gather_sum(i, *gather)
+                else:
+                    gather_none(i, *gather)
+                collect_one(i, *site, per_site, gather[-1], s)
             wait()
             if total:
                 for k in range(cuda.blockIdx.x, replicas * sum_blocks, cuda.gridDim.x):
                     block_totals(k // sum_blocks, k % sum_blocks, sum_blocks, shared, *sums_of_blocks)
                 wait()
-                add_all(replicas * TOTALS, add_sums)
+                for k in range(cuda.grid(1), replicas * TOTALS, cuda.gridsize(1)):
+                    add_one(k, *add_sums)
                 wait()
-                collect_totals_all(replicas, (*take, s))
+                for r in range(cuda.grid(1), replicas, cuda.gridsize(1)):
+                    collect_totals_one(r, *take, s)
                 wait()
             for r in range(first(), replicas, stride()):
                 if DRIVEN:

@@ -17,7 +17,6 @@ __all__ = [
     "Stage",
     "blocks_for",
     "device_function",
-    "grid_loop",
     "kernel",
     "number_type",
     "stage",
@@ -103,18 +102,6 @@ def stage(function=None, *, fastmath: bool = False, lanes: bool = False):
 
     names = tuple(inspect.signature(function).parameters)
     return Stage(function.__name__, one, all_items, names[3 if lanes else 1 :])
-
-
-def grid_loop(made: Stage):
-    """Device function ``(count, arguments)``: all items of a stage without lanes, divided among the whole grid."""
-    one = made.one
-
-    @device_function()
-    def all_items(count, arguments):
-        for k in range(cuda.grid(1), count, cuda.gridsize(1)):
-            one(k, *arguments)
-
-    return all_items
 
 
 def blocks_for(count: int) -> int:
