@@ -85,7 +85,7 @@ print(f"(N - n) kT / V = {missing:.3f} GPa")
 # ## Training
 #
 # The exact gradient of the loss and L-BFGS; a wall keeps beads out of distances that no frame contains. (The
-# quickstart: 1200 steps.)
+# quickstart: 800 steps.)
 
 # %%
 data = [result.frame for result in results]

@@ -47,10 +47,12 @@ class Settings:
     cutoff: tuple = (6.0, 5.0)
     neurons: int = 10
     n_max: tuple = (4, 4)
-    steps: int = 1200
+    #: more do not lower the errors; with 2000 and a regularisation of 1e-6 beads fell into holes of the fit within a few
+    #: 100 ps
+    steps: int = 800
     lambda_v: float = 1.0
-    #: of both norms of the parameters; larger ones make the beads' liquid less structured than the atoms'
-    regularisation: float = 1e-6
+    #: of both norms of the parameters
+    regularisation: float = 1e-5
     # beads
     bead_timestep_fs: float = 4.0
     bead_friction_per_fs: float = 0.005
@@ -144,9 +146,6 @@ PRESETS = {
         "equilibration_ps": 15.0,
         "time_ps": 80.0,
         "frames": 60,
-        # with 2000 steps and 1e-6 beads fell into holes of the fit within a few 100 ps
-        "steps": 800,
-        "regularisation": 1e-4,
         "bead_time_ps": 500.0,
     },
 }
