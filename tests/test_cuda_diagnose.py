@@ -45,6 +45,18 @@ def test_a_driver_too_old_for_the_compiler(monkeypatch):
     assert found["device"].answer == "no device"
 
 
+@pytest.mark.parametrize(("version", "warned"), [((12, 0), True), ((12, 1), False), ((13, 0), False)])
+def test_a_driver_too_old_for_the_kernel_of_many_steps(monkeypatch, version, warned):
+    monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
+    monkeypatch.setattr(devices, "driver_version", lambda: version)
+    monkeypatch.setattr(devices, "why_no_cuda", lambda: "no device")
+    monkeypatch.setattr(diagnose, "newest_ptx", lambda: (8, 0))
+    found = {one.what: one for one in diagnose.diagnose()}
+    assert ("driver for MD" in found) == warned
+    if warned:
+        assert "CUDA 12.1 or newer" in found["driver for MD"].advice
+
+
 def test_a_compiler_that_fails(monkeypatch):
     monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
     monkeypatch.setattr(devices, "driver_version", lambda: (12, 4))

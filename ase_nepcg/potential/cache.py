@@ -31,13 +31,14 @@ from numba.core.caching import NullCache
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
-__all__ = ["cache_directory", "kernel_jit", "source_hash"]
+__all__ = ["KernelFiles", "cache_directory", "kernel_jit", "source_hash"]
 
-# where kernels are written, and the rooms whose functions they may use
+# where kernels are written, and the rooms whose functions they may use; "cuda" is the package beside this one
 _ROOMS = {
     "potential": ("potential",),
     "md": ("potential", "md", "md/ensembles", "md/observers"),
     "training": ("potential", "training/kernels"),
+    "cuda": ("potential", "md", "md/ensembles", "md/observers", "cuda"),
 }
 # files of kernels whose sources changed are removed when they have not been used for this long
 _KEEP_DAYS = 30
@@ -47,11 +48,13 @@ _OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "
 
 @functools.cache
 def source_hash(room: str = "potential") -> str:
-    """Hash over the text of every module that kernels of a room ("potential", "md" or "training") are made of."""
+    """Hash over the text of every module that kernels of a room ("potential", "md", "training" or "cuda") are made
+    of."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for part in _ROOMS[room]:
-        for path in sorted((package / part).glob("*.py")):
+        folder = package / part if part != "cuda" else Path(sys.modules["ase_nepcg_cuda"].__file__).parent
+        for path in sorted(folder.glob("*.py")):
             digest.update(f"{part}/{path.name}".encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -107,20 +110,42 @@ def _prune(parent: Path, keep: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-class _KernelCache(NullCache):
-    """What a Numba dispatcher asks of its cache, for one function built with one key."""
+class KernelFiles(NullCache):
+    """What a Numba dispatcher asks of its cache: one file for each set of argument types of one function."""
 
     def __init__(self, name: str, key: tuple, room: str):
         self._name = name
         self._key = key
         self._room = room
 
-    def _path(self, sig, codegen) -> Path | None:
+    def path_of(self, *more) -> Path | None:
+        """The file for ``more`` that the machine code depends on; None where there is no directory."""
         folder = cache_directory(self._room)
         if folder is None:
             return None
-        key = (self._name, self._key, str(sig), codegen.magic_tuple(), numba.__version__, sys.version)
+        key = (self._name, self._key, *more, numba.__version__, sys.version)
         return folder / f"{self._name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.pickle"
+
+    @staticmethod
+    def write(path: Path, data: bytes) -> None:
+        """The whole file or none."""
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
+                temporary = handle.name
+                handle.write(data)
+            os.replace(temporary, path)
+        except OSError:  # disk full, directory removed meanwhile: the compiled kernel in memory is still good
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+
+class _KernelCache(KernelFiles):
+    """For kernels of the CPU."""
+
+    def _path(self, sig, codegen) -> Path | None:
+        return self.path_of(str(sig), codegen.magic_tuple())
 
     def load_overload(self, sig, target_context):
         # enough to run a kernel; refreshing the whole context, as compiling needs it, would import half of scipy
@@ -137,18 +162,8 @@ class _KernelCache(NullCache):
 
     def save_overload(self, sig, data):
         path = self._path(sig, data.codegen)
-        if path is None:
-            return
-        temporary = None
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
-                temporary = handle.name
-                handle.write(dumps(data._reduce()))
-            os.replace(temporary, path)
-        except OSError:  # disk full, directory removed meanwhile: the compiled kernel in memory is still good
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+        if path is not None:
+            self.write(path, dumps(data._reduce()))
 
 
 def kernel_jit(*key, **options):

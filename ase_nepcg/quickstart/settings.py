@@ -47,8 +47,8 @@ class Settings:
     cutoff: tuple = (6.0, 5.0)
     neurons: int = 10
     n_max: tuple = (4, 4)
-    #: more do not lower the errors; with 2000 and a regularisation of 1e-6 beads fell into holes of the fit within a few
-    #: 100 ps
+    #: more do not lower the errors; with 2000 and a regularisation of 1e-6 beads fell into holes of the fit within
+    #: hundreds of ps
     steps: int = 800
     lambda_v: float = 1.0
     #: of both norms of the parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from typing import NamedTuple
@@ -34,7 +35,8 @@ BLOCK = 8 if SIMULATOR else 128
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 # numba reads its environment anew when a variable of it has changed
 os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
-# assembled one by one, as ``ptx.py`` does: its numbers are those of what runs
+# assembled one by one, as ``ptx.py`` does: its numbers are those of what runs. To be given together with the function:
+# numba-cuda 0.30 forgets it where ``jit`` is called without one
 _OPTIONS = {} if SIMULATOR else {"lto": False}
 
 
@@ -46,7 +48,13 @@ def kernel(function=None, *, fastmath: bool = False, threads: int | None = None)
     if function is None:
         return lambda f: kernel(f, fastmath=fastmath, threads=threads)
     bounds = {} if SIMULATOR or threads is None else {"launch_bounds": threads}
-    return cuda.jit(fastmath=fastmath, **bounds, **_OPTIONS)(function)
+    made = cuda.jit(function, fastmath=fastmath, **bounds, **_OPTIONS)
+    if not SIMULATOR:
+        # imports what the simulator does not have
+        from .cache import CudaKernelFiles
+
+        made._cache = CudaKernelFiles(made)
+    return made
 
 
 def _simulated(function):
@@ -58,7 +66,7 @@ def device_function(*, fastmath: bool = False):
     """Decorator: a function that kernels call, always inlined (arrays of the caller must stay in registers)."""
     if SIMULATOR:
         return _simulated
-    return cuda.jit(device=True, forceinline=True, fastmath=fastmath, **_OPTIONS)
+    return functools.partial(cuda.jit, device=True, forceinline=True, fastmath=fastmath, **_OPTIONS)
 
 
 class Stage(NamedTuple):
@@ -86,7 +94,6 @@ def stage(function=None, *, fastmath: bool = False, lanes: bool = False):
     one = device_function(fastmath=fastmath)(function)
     if lanes:
 
-        @kernel(fastmath=fastmath)
         def all_items(count, arguments):
             k = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
             if k < count:
@@ -94,14 +101,15 @@ def stage(function=None, *, fastmath: bool = False, lanes: bool = False):
 
     else:
 
-        @kernel(fastmath=fastmath)
         def all_items(count, arguments):
             k = cuda.grid(1)
             if k < count:
                 one(k, *arguments)
 
+    # as profilers show it, and the files of compiled kernels
+    all_items.__name__ = all_items.__qualname__ = function.__name__
     names = tuple(inspect.signature(function).parameters)
-    return Stage(function.__name__, one, all_items, names[3 if lanes else 1 :])
+    return Stage(function.__name__, one, kernel(all_items, fastmath=fastmath), names[3 if lanes else 1 :])
 
 
 def blocks_for(count: int) -> int:

@@ -11,6 +11,8 @@ from ase_nepcg import devices
 __all__ = ["Finding", "diagnose", "newest_ptx", "ptx_of_driver"]
 
 _WHEELS = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+# since then kernels may have more than 4 kB of arguments
+_FOR_MANY_ARGUMENTS = 12, 1
 
 
 class Finding(NamedTuple):
@@ -79,6 +81,16 @@ def diagnose() -> list[Finding]:
                 f"writes {ptx[0]}.{ptx[1]}",
                 f"pip install 'nvidia-nvvm=={version[0]}.{version[1]}.*' 'nvidia-cuda-nvrtc=={version[0]}."
                 f"{version[1]}.*', or install a newer driver",
+            )
+        )
+    if version < _FOR_MANY_ARGUMENTS:
+        found.append(
+            Finding(
+                "driver for MD",
+                f"CUDA {version[0]}.{version[1]} takes at most 4 kB of arguments, the kernel of many steps has more",
+                "install a driver of CUDA {}.{} or newer; forces and training work with this one".format(
+                    *_FOR_MANY_ARGUMENTS
+                ),
             )
         )
     if (reason := devices.why_no_cuda()) is not None:

@@ -239,11 +239,11 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             for lm in range(LM):
                 S[(f * LM + lm) * n + i], Sd[(f * LM + lm) * n + i] = g[lm], gd[lm]
 
-    def sums_over_sites(term):
+    def sum_over_sites(term):
         """Kernel: for every number of ``out``, the sum of ``term(i, n, entry, n_types, *arguments)`` over the sites
         of its central type, the first index of ``out``; one block each."""
+        one = device_function()(term)
 
-        @kernel(threads=TEAM)
         def all_sums(n, n_types, types, arguments, out):
             entry = cuda.blockIdx.x
             a = entry // (out.size // n_types)
@@ -251,14 +251,15 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             total = 0.0
             for i in range(rank(), n, TEAM):
                 if types[i] == a:
-                    total += term(i, n, entry, n_types, *arguments)
+                    total += one(i, n, entry, n_types, *arguments)
             total = add(total, memory)
             if rank() == 0:
                 out[entry] = total
 
-        return all_sums
+        all_sums.__name__ = all_sums.__qualname__ = term.__name__
+        return kernel(all_sums, threads=TEAM)
 
-    @device_function()
+    @sum_over_sites
     def of_network(i, n, entry, n_types, Q, Qd, hidden):
         column, neuron = entry % (D + 2), entry // (D + 2) % N1
         if column < D:
@@ -268,13 +269,13 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             return -float64(hidden[neuron * n + i])
         return float64(hidden[(2 * N1 + neuron) * n + i])
 
-    @device_function()
+    @sum_over_sites
     def of_radial(i, n, entry, n_types, A, Ad, U, V):
         k, d, t = entry % KR, entry // KR % NR, entry // (KR * NR) % n_types
         at = (t * KR + k) * n + i
         return float64(U[d * n + i]) * A[at] + float64(V[d * n + i]) * Ad[at]
 
-    @device_function()
+    @sum_over_sites
     def of_angular(i, n, entry, n_types, B, Bd, S, Sd):
         k, f, t = entry % KA, entry // KA % NA, entry // (KA * NA) % n_types
         total = 0.0
@@ -283,4 +284,4 @@ def build_gradient(shape: Shape, name: str) -> Gradient:
             total += float64(S[of]) * B[at] + float64(Sd[of]) * Bd[at]
         return total
 
-    return Gradient(tangents, backward, *map(sums_over_sites, (of_network, of_radial, of_angular)))
+    return Gradient(tangents, backward, of_network, of_radial, of_angular)

@@ -30,15 +30,17 @@ from ase_nepcg.potential.layout import Shape
 
 from .advance import Counts, build_advance
 from .gradient import build_gradient
-from .integrate import build_follow, build_kernels_of_halves, collect
+from .integrate import build_follow, build_kernels_of_halves, collect, collect_totals
 from .lists import build_lists
+from .meanforce import build_kernel_of_mean_force
 from .nep import build_kernels
 from .precision import PRECISIONS, precision
-from .totals import add_totals, block_totals
+from .totals import add_totals, block_totals, totals
+from .train import score
 
 __all__ = [
     *("ARCHITECTURES", "SHAPES", "Resources", "assemble", "compile_advance", "compile_halves", "compile_kernel"),
-    *("compile_stage", "find_assembler", "stages_of"),
+    *("compile_stage", "find_assembler", "pretend", "stages_of"),
 ]
 
 #: compute capabilities for which kernels must compile
@@ -110,17 +112,22 @@ def stages_of(shape: Shape, name: str) -> dict:
 
 
 @contextlib.contextmanager
-def _pretend(cc):
-    """Calls between compiled functions ask for the current device; there is none."""
+def pretend(cc):
+    """Calls between compiled functions, and kernels, ask for the current device; there is none."""
     from numba.cuda import compiler, dispatcher
+    from numba.cuda.cudadrv import devices
 
     class Device:
         compute_capability = cc
 
+    class Context:
+        device = Device
+
     with contextlib.ExitStack() as stack:
-        for module in (compiler, dispatcher):
+        for module in (cuda, compiler, dispatcher):
             if hasattr(module, "get_current_device"):
                 stack.enter_context(mock.patch.object(module, "get_current_device", Device))
+        stack.enter_context(mock.patch.object(devices, "get_context", return_value=Context))
         yield
 
 
@@ -132,7 +139,7 @@ def compile_stage(one, name: str, cc=(9, 0)) -> str:
 def compile_kernel(kernel, types, cc=(9, 0)) -> str:
     """PTX of a kernel with arguments of these numba types for compute capability ``cc``."""
     fastmath = kernel.targetoptions.get("fastmath", False)
-    with _pretend(cc):
+    with pretend(cc):
         ptx, _ = cuda.compile_ptx(kernel.py_func, numba.void(*types), cc=cc, fastmath=fastmath)
     return ptx
 
@@ -172,6 +179,33 @@ def compile_advance(shape: Shape, name: str, ensemble, n_state: int, kind: str, 
         *(_state_type(), numba.float64, arrays, arrays, arrays, numba.float64[::1]),
     )
     return compile_kernel(build_advance(shape, name, ensemble, n_state, kind, observes), arguments, cc)
+
+
+def compile_others(shape: Shape, name: str, cc=(9, 0)):
+    """(name, PTX) of what is neither a stage of forces or lists nor a step: sums, samples, loss and its gradient."""
+
+    def types(*names):
+        return _argument_types(names, name)
+
+    numbers, whole, state = numba.float64[::1], numba.int64, _state_type()
+    yield "totals", compile_kernel(totals, tuple(types(*inspect.signature(totals.py_func).parameters)), cc)
+    yield "add_totals", compile_stage(add_totals, name, cc)
+    for one in (collect, collect_totals):
+        arguments = numba.types.Tuple([*types(*one.signature[:-1]), state])
+        yield one.name, compile_kernel(one.kernel, (whole, arguments), cc)
+    for one in build_follow(name):
+        yield one.name, compile_stage(one, name, cc)
+    for kind in ("block", "grid"):
+        sample = state, numba.int64[::1], numbers, numba.int64[::1], numba.int64[::1], numbers
+        yield f"mean force, {kind}", compile_kernel(build_kernel_of_mean_force(kind), sample, cc)
+    of_score = *types("first", "n"), whole, *types("forces"), numbers, numbers, numbers, numbers
+    yield "score", compile_kernel(score, of_score, cc)
+    gradient = build_gradient(shape, name)
+    for one in gradient[:2]:
+        yield one.name, compile_stage(one, name, cc)
+    for one, arguments in zip(gradient[2:], (3, 4, 4), strict=True):
+        given = (*types("n", "n_types", "types"), types(*["Q"] * arguments), numbers)
+        yield one.py_func.__name__, compile_kernel(one, given, cc)
 
 
 def find_assembler() -> Path | None:
@@ -223,9 +257,8 @@ def sources(models, name: str, cc=(9, 0), whole: bool = False):
         for half, ptx in compile_halves(ensemble, ensemble.n_state, kind, cc).items():
             yield f"{half}, {ensemble.__name__}, {kind}", ptx
     if whole:
-        gradient = build_gradient(SHAPES[models[0]], name)
-        for one in gradient[:2]:
-            yield f"{one.name} [{models[0]}]", compile_stage(one, name, cc)
+        for what, ptx in compile_others(SHAPES[models[0]], name, cc):
+            yield f"{what} [{models[0]}]", ptx
         for ensemble, observes in ((Langevin, True), (NPTbySCR, False)):
             ptx = compile_advance(SHAPES[models[0]], name, ensemble, ensemble.n_state, "block", cc, observes)
             yield f"advance, {ensemble.__name__}{', mean force' * observes} [{models[0]}]", ptx
@@ -237,7 +270,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="mixed")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="MODEL",
                         help=f"some of: {', '.join(SHAPES)} (default: all)")  # fmt: skip
-    parser.add_argument("--whole", action="store_true", help="also the kernel of many steps, for the first model")
+    parser.add_argument("--whole", action="store_true", help="also all other kernels, for the first model")
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
     given = parser.parse_args(arguments)
     cc = tuple(map(int, given.cc.split(".")))
