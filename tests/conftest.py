@@ -18,6 +18,8 @@ from ase_nepcg import NEP, NEPModel, devices, testing
 if devices.driver_version() is None:
     # without a GPU its kernels run in numba's simulator; numba reads this when it is imported
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+    # the simulator waits for its threads in a loop that keeps the interpreter to itself for this long (default 5 ms)
+    sys.setswitchinterval(5e-4)
 
 if "cuda_systems" not in sys.modules:
     # with importlib's import mode the folder of the tests is no place to import from

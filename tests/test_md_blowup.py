@@ -23,7 +23,7 @@ def run():
         seeds=(0, 1),
     )
     limits = np.array([[10.0, 4.0, 4.0, 16.0], [10.0, 4.0, 20.0, 30.0]])
-    return SimpleNamespace(state=state, limits=limits, h=0.5)
+    return SimpleNamespace(state=state, limits=limits, h=0.5, which=lambda replica: f" of replica {replica}")
 
 
 def test_within_limits(run):
@@ -36,17 +36,17 @@ def test_a_fast_site(run, speed):
     assert check_limits(run.state, run.limits) == (HOT, 1)
     if speed == 5.0:
         text = "atom 0 of replica 1 moves 2.5 Å in one step, expected at most 2 Å"
-        assert describe(run, HOT, 1, " of replica 1") == text
+        assert describe(run, HOT, 1) == text
 
 
 def test_heat(run):
     run.state.v[:2, 0] = 3.5
     assert check_limits(run.state, run.limits) == (HOT, 0)
-    assert describe(run, HOT, 0, "").startswith("the temperature is ")
+    assert describe(run, HOT, 0).startswith("the temperature of replica 0 is ")
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_a_cell_that_collapses_or_flies_apart(run, factor):
     run.state.cell[1] *= factor
     assert check_limits(run.state, run.limits) == (BAD_CELL, 1)
-    assert "expected 20 to 30 Å³" in describe(run, BAD_CELL, 1, "")
+    assert "expected 20 to 30 Å³" in describe(run, BAD_CELL, 1)

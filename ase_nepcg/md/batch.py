@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from ..potential.evaluate import EvaluationError
+from .backends import on_devices
 from .driver import MDFailed
 from .loop import BAD_CELL, HOT, NOT_FINITE, PHASE, REASON, WHERE, Backup, Calendar
 from .run import Run
@@ -28,15 +29,19 @@ class Batch:
     temperature, pressure, seed, observers, outputs and checkpoint, gives bit for bit what it would give alone, and can
     be used on its own afterwards. The number of threads is that of the first run's calculator.
 
+    ``devices``: CUDA devices to divide the runs among ("all" or their numbers); None: the device of the first run.
+
     When one of them fails, all end after the same complete step. Raises MDError for runs that do not fit together.
     """
 
-    def __init__(self, runs):
+    def __init__(self, runs, devices=None):
         self.runs = list(runs)
         if not self.runs:
             raise MDError("a batch needs at least one run")
         self._check()
         self._backend = self.runs[0]._backend
+        if devices is not None:
+            self._backend = on_devices(self._backend, devices, len(self.runs))
 
     def _check(self) -> None:
         """Whether the runs can be advanced together, as they are now."""

@@ -6,7 +6,7 @@ import numpy as np
 from ase import units
 
 from ..potential.evaluate import EvaluationError
-from .loop import BAD_CELL, HOT
+from .loop import BAD_CELL, HOT, NOT_FINITE
 
 __all__ = ["BlowUp", "check_limits", "describe"]
 
@@ -29,12 +29,18 @@ def check_limits(state, limits) -> tuple[int, int] | None:
     return None
 
 
-def describe(run, reason: int, where: int, which: str) -> str:
-    """What is wrong with a step that was given up for the limits of the run; ``which``: replica, or nothing."""
+def describe(run, reason: int, where: int) -> str:
+    """What is wrong with a step that was given up for ``reason`` in replica ``where``."""
+    which = run.which(where)
     s = run.state
     sites = slice(s.first[where], s.first[where + 1])
     kinetic, speed, smallest, largest = run.limits[where]
     volume = abs(np.linalg.det(s.cell[where]))
+    if reason == NOT_FINITE:
+        bad = np.flatnonzero(~np.isfinite(s.f[sites]).all(axis=1))
+        if len(bad):
+            return f"the force on atom {bad[0]}{which} is {s.f[sites][bad[0]].tolist()}"
+        return f"the energy{which} is not finite"
     if reason == BAD_CELL:
         return (
             f"the volume{which} is {volume:.6g} Å³, expected {smallest:.6g} to {largest:.6g} Å³: the cell collapses or "

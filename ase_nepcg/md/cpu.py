@@ -109,17 +109,9 @@ class CpuBackend:
 
     def _raise(self, run, arguments) -> None:
         reason, where = run.progress[REASON], run.progress[WHERE]
-        s = run.state
-        which = f" of replica {where}" if len(s.seed) > 1 else ""
         if reason == OVERLAP:
             self._evaluator.check_overlap(arguments.status)
         if reason == NOT_FINITE:
-            begin, end = s.first[where], s.first[where + 1]
-            bad = np.flatnonzero(~np.isfinite(s.f[begin:end]).all(axis=1))
-            raise EvaluationError(
-                f"the force on atom {bad[0]}{which} is {s.f[begin + bad[0]].tolist()}"
-                if len(bad)
-                else f"the energy{which} is not finite"
-            )
+            raise EvaluationError(describe(run, reason, where))
         if reason in (HOT, BAD_CELL):
-            raise BlowUp(describe(run, reason, where, which))
+            raise BlowUp(describe(run, reason, where))

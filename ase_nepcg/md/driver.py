@@ -555,11 +555,11 @@ class MD:
         return _checkpoint.read(cls, path, calc, progress)
 
     @staticmethod
-    def batch(runs):
-        """Several runs advanced together, see :class:`~ase_nepcg.md.batch.Batch`."""
+    def batch(runs, devices=None):
+        """Several runs advanced together, also on several CUDA devices, see :class:`~ase_nepcg.md.batch.Batch`."""
         from .batch import Batch
 
-        return Batch(runs)
+        return Batch(runs, devices)
 
     def close(self) -> None:
         """Close all outputs."""

@@ -371,9 +371,10 @@ def run_steps(
             break
         if drive != 0:
             _call(drive, (s, h, p, q, progress[STEP] + 1))
+        _call(end, (s, h, p, q, progress[STEP] + 1))
         _judge(s, limits, progress)
         if progress[REASON] != FINISHED:
             break
-        _complete(end, s, h, p, q, progress, calendar)
+        _complete(0, s, h, p, q, progress, calendar)
     if threads > 1:
         fetch_add(p_gate, _OPEN, _CLOSED)

@@ -39,6 +39,8 @@ class Run:
 
     #: :class:`~.accumulate.MeanForceSums`, where its observer is the only row of the calendar
     mean_force = None
+    #: where the replicas are a part of a larger run: the number of the first there
+    part_from: int | None = None
 
     def __post_init__(self):
         self._addresses = None
@@ -52,6 +54,12 @@ class Run:
     def step(self) -> int:
         """Steps that are complete."""
         return int(self.progress[STEP])
+
+    def which(self, replica: int) -> str:
+        """ " of replica 3" for messages; nothing where there is one only."""
+        if self.part_from is None:
+            return f" of replica {replica}" if len(self.state.seed) > 1 else ""
+        return f" of replica {self.part_from + replica}"
 
     def rewind(self) -> None:
         """Back to the beginning of a step that was not completed."""

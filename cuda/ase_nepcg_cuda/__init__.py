@@ -2,9 +2,14 @@
 
 import importlib
 
-_MODULES = {"CudaBackend": "backend", "CudaEvaluator": "evaluate", "Population": "train"}
+_MODULES = {
+    "CudaBackend": "backend",
+    "CudaEvaluator": "evaluate",
+    "Population": "train",
+    "SeveralDevices": "several",
+}
 
-__all__ = ["CudaBackend", "CudaEvaluator", "Population"]
+__all__ = ["CudaBackend", "CudaEvaluator", "Population", "SeveralDevices"]
 
 
 def __getattr__(name):

@@ -319,19 +319,12 @@ class CudaBackend:
             self.evaluator.report_overlap(s.x, s.cell, s.pbc, int(words[OVERLAP]) - 1)
         if words[NOT_FINITE]:
             run.progress[REASON], run.progress[WHERE] = RUN_NOT_FINITE, which
-            begin, end = s.first[which], s.first[which + 1]
-            text = f" of replica {which}" if len(s.seed) > 1 else ""
-            bad = np.flatnonzero(~np.isfinite(s.f[begin:end]).all(axis=1))
-            raise EvaluationError(
-                f"the force on atom {bad[0]}{text} is {s.f[begin + bad[0]].tolist()}"
-                if len(bad)
-                else f"the energy{text} is not finite"
-            )
+            raise EvaluationError(describe(run, RUN_NOT_FINITE, which))
         found = check_limits(s, run.limits)
         if found is None:
             raise EvaluationError("there is no box or not enough memory for the neighbours of this step")
         run.progress[REASON], run.progress[WHERE] = found
-        raise BlowUp(describe(run, *found, f" of replica {found[1]}" if len(s.seed) > 1 else ""))
+        raise BlowUp(describe(run, *found))
 
     @staticmethod
     def _replica(run, site: int) -> int:
