@@ -29,7 +29,7 @@ _SETTINGS = {
     "frame-ps": (positive, None, "T", "sampling of mean forces, each configuration (default 0.3)"),
     "cutoff": (positive, 2, ("R", "A"), "radial and angular cutoff of the beads in Å (default 6 5)"),
     "neurons": (positive_integer, None, "N", "in the hidden layer (default 10)"),
-    "steps": (positive_integer, None, "N", "of the training (default 1200)"),
+    "steps": (positive_integer, None, "N", "of the training (default 800)"),
     "bead-timestep-fs": (positive, None, "T", "time step of the beads (default 4)"),
     "bead-time-ps": (positive, None, "T", "of each run of the beads (default 200)"),
 }
