@@ -7,6 +7,7 @@ from cuda_systems import same, system
 
 from ase_nepcg import MD, NEP, FixBeads
 from ase_nepcg.md import NPT, NVE, Langevin, MDError, MDFailed, Thermo
+from ase_nepcg.potential.evaluate import EvaluationError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 SIZES = (4, 5, 4)
@@ -52,6 +53,43 @@ def test_parts_are_views_of_the_whole(models):
     # a part for each replica, and one that is all
     assert [len(part.state.seed) for part in several.divide(whole, 3)] == [1, 1, 1]
     np.testing.assert_array_equal(several.divide(whole, 1)[0].state.members, whole.state.members)
+
+
+def test_every_part_has_a_replica(models):
+    runs = []
+    for k, n in enumerate((4, 4, 30, 4, 4)):
+        atoms = system(n, seed=k + 2)
+        atoms.calc = NEP(models["single"], threads=1)
+        runs.append(MD(atoms, 1.0, NVE(), progress=False))
+    whole = MD.batch(runs)._join()
+    for count in range(1, 6):
+        found = [len(part.state.seed) for part in several.divide(whole, count)]
+        assert len(found) == count
+        assert sum(found) == 5
+        assert min(found) > 0
+
+
+def test_a_repetition_that_does_not_fail(models, monkeypatch):
+    # blocks of other lengths may differ by rounding: here the step that failed can be made when it is repeated
+    alone, together = (runs_of(models, NVE(), device) for device in ("cpu", "cuda"))
+    for run in alone:
+        run.run(4)
+    batch = MD.batch(together, devices=[0, 0])
+    backend, failed = batch._backend._backends[1], []
+    advance = backend.advance
+
+    def once(part, last_step):
+        if part.step == 2 and not failed:
+            failed.append(last_step)
+            raise EvaluationError("the energy is not finite")
+        # one step after the other
+        advance(part, min(part.step + 1, last_step))
+
+    monkeypatch.setattr(backend, "advance", once)
+    batch.run(4)
+    assert failed
+    for a, b in zip(alone, together, strict=True):
+        same(a, b)
 
 
 @pytest.mark.parametrize("ensemble", [Langevin(300.0, 0.01), NPT(300.0, 0.1, 50.0, 300.0)])

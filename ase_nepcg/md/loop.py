@@ -291,7 +291,7 @@ def _judge(s, limits, progress):
                 fastest = v2
         if not (0.5 * twice <= limits[r, 0] and fastest <= limits[r, 1] ** 2):
             progress[REASON], progress[WHERE] = HOT, r
-        if not limits[r, 2] <= volume(s, r) <= limits[r, 3]:
+        elif not limits[r, 2] <= volume(s, r) <= limits[r, 3]:
             progress[REASON], progress[WHERE] = BAD_CELL, r
 
 

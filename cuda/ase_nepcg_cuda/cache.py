@@ -17,6 +17,7 @@ import zlib
 import numba
 import numpy as np
 from numba import cuda
+from numba.core import config
 from numba.core.dispatcher import Dispatcher
 from numba.cuda import serialize
 from numba.cuda.dispatcher import CUDADispatcher, _Kernel
@@ -27,7 +28,10 @@ __all__ = ["CudaKernelFiles", "fingerprint", "versions"]
 
 _PACKAGES = ("ase_nepcg", "ase_nepcg_cuda")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), np.generic, np.dtype, numba.types.Type)
-_OPTIONS = ("fastmath", "forceinline", "inline", "launch_bounds", "lto", "opt", "debug", "device")
+_OPTIONS = (
+    *("fastmath", "forceinline", "inline", "launch_bounds", "lto", "opt", "debug", "lineinfo", "device"),
+    *("max_registers", "shared_memory_carveout"),
+)
 
 
 @functools.cache
@@ -114,7 +118,8 @@ class CudaKernelFiles(KernelFiles):
     def _path(self, sig):
         if not self._key:
             self._key = fingerprint(self._dispatcher.py_func, self._dispatcher.targetoptions), versions()
-        return self.path_of(str(sig), cuda.get_current_device().compute_capability)
+        forced = config.FORCE_CUDA_CC, getattr(config, "CUDA_ENABLE_NRT", None)
+        return self.path_of(str(sig), cuda.get_current_device().compute_capability, forced)
 
     def load_overload(self, sig, target_context):
         path = self._path(sig)

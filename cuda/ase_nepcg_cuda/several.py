@@ -6,7 +6,9 @@ gives out blocks of them, and where a part fails the others go back to the last 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -26,14 +28,13 @@ from .device import SIMULATOR
 
 __all__ = ["SeveralDevices", "divide"]
 
-_SECONDS_PER_BLOCK = 0.2
-_MOST_STEPS = 1 << 16
+# as of one device: the energy is checked after each block
+_SECONDS_PER_BLOCK = 0.1
+_MOST_STEPS = 4096
 _PER_REPLICA = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
 _PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials", "bits", "more_bits")
 # what a step changes
 _CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies", "virials")
-# the simulator runs one kernel at a time
-_TURN = threading.Lock() if SIMULATOR else contextlib.nullcontext()
 
 
 def _numbers(devices) -> list[int]:
@@ -54,10 +55,12 @@ def divide(run: Run, count: int) -> list[Run]:
     """``run`` as ``count`` runs of successive replicas with about as many sites each; their arrays are views."""
     s, old = run.state, run.backup
     replicas = len(s.seed)
-    wanted = np.searchsorted(s.first, np.arange(count + 1) / count * s.first[-1])
+    wanted = np.searchsorted(s.first, np.arange(count) / count * s.first[-1])
     # every part has a replica
-    bounds = [max(k, min(int(at), replicas - count + k)) for k, at in enumerate(wanted)]
-    bounds[-1] = replicas
+    bounds = [0]
+    for k in range(1, count):
+        bounds.append(min(max(int(wanted[k]), bounds[-1] + 1), replicas - count + k))
+    bounds.append(replicas)
     parts = []
     for a, b in itertools.pairwise(bounds):
         sites, groups = slice(s.first[a], s.first[b]), slice(s.group_first[a], s.group_first[b])
@@ -83,21 +86,40 @@ def divide(run: Run, count: int) -> list[Run]:
     return parts
 
 
+@functools.cache
+def _leave_modules_at_exit() -> None:
+    """Devices of one kind share the library of a kernel, which numba would unload at exit once for each of them."""
+
+    def leave():
+        for gpu in cuda.gpus:
+            if (context := gpu._device.primary_context) is not None:
+                for module in context.modules.values():
+                    module._finalizer.detach()
+
+    atexit.register(leave)
+
+
 class SeveralDevices:
     """The backend of a batch on ``devices``, with the methods of :class:`~.backend.CudaBackend`, as ``like``."""
 
     def __init__(self, like: CudaBackend, devices, replicas: int):
         e = like.evaluator
         self.numbers = _numbers(devices)[:replicas]
-        self._threads = [
-            ThreadPoolExecutor(1, "nepcg-device", initializer=cuda.select_device, initargs=(number,))
-            for number in self.numbers
-        ]
-        make = [
-            thread.submit(CudaBackend, e.model, precision=e.precision, temperature_K=e.temperature_K, skin=e.skin)
-            for thread in self._threads
-        ]
-        self._backends = [one.result() for one in make]
+        self._threads = [ThreadPoolExecutor(1, "nepcg-device") for _ in self.numbers]
+        settings = {"precision": e.precision, "temperature_K": e.temperature_K, "skin": e.skin}
+        self._backends = []
+        for number, thread in zip(self.numbers, self._threads, strict=True):
+            try:
+                thread.submit(cuda.select_device, number).result()
+                self._backends.append(thread.submit(CudaBackend, e.model, **settings).result())
+            except Exception as error:
+                # whatever the driver says: the device is taken, too old, full
+                raise MDError(f"devices={devices!r}: device {number} cannot be used: {error}") from error
+        if not SIMULATOR:
+            _leave_modules_at_exit()
+        # the simulator runs one kernel at a time; contexts are not made for two threads
+        alone = SIMULATOR or len(set(self.numbers)) < len(self.numbers)
+        self._turn = threading.Lock() if alone else contextlib.nullcontext()
         self._of, self._parts, self._compiled, self._block = None, [], False, 16
 
     @property
@@ -112,7 +134,7 @@ class SeveralDevices:
             raise error
 
     def advance(self, run: Run, last_step: int) -> None:
-        """Some steps towards ``last_step``, about 0.2 s. Errors, and what they leave, as those of one device."""
+        """Some steps towards ``last_step``, about 0.1 s. Errors, and what they leave, as those of one device."""
         if last_step <= run.step:
             return
         self._divide(run)
@@ -124,6 +146,7 @@ class SeveralDevices:
             if errors:
                 complete = min(self._parts[k].step for k in errors)
                 before.restore()
+                _refuse_unknown(errors)
                 self._fail_after(run, complete, before)
             run.progress[:] = self._parts[0].progress
         seconds = time.perf_counter() - started
@@ -132,37 +155,46 @@ class SeveralDevices:
             self._block = int(min(max(self._block * factor, 1), _MOST_STEPS))
 
     def _fail_after(self, run: Run, step: int, before: _Kept) -> None:
-        """Make ``step``, the last that all parts complete, and raise the error of the next; ``run.rewind()`` then leads
-        back to it."""
+        """Make ``step``, the last that all parts complete, and the next, with its error; ``run.rewind()`` then leads
+        back to ``step``.
+
+        Blocks of other lengths may differ by rounding. So the repetition may fail earlier than the first time, and may
+        even succeed.
+        """
         self._divide(run)
-        errors = self._go_to(step)
-        if not errors:
-            for part in self._parts:
-                s, old = part.state, part.backup
-                old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, part.q
-            run.progress[STEP] = step
-            counted = _Kept(run)
-            errors = self._go_to(step + 1)
-            # parts that can make the step have counted it
-            counted.restore(observers=True)
-        known = {k: error for k, error in errors.items() if isinstance(error, EvaluationError | ValueError)}
-        if not known or len(known) < len(errors):
-            # of the driver, say
+        while errors := self._go_to(step):
+            step = min(self._parts[k].step for k in errors)
             before.restore()
-            for error in errors.values():
-                raise error
-            raise MDError(f"the step after {step} failed on one device, but not when it was repeated")
-        k = min(known)
+            _refuse_unknown(errors)
+            self._divide(run)
+        for part in self._parts:
+            s, old = part.state, part.backup
+            old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, part.q
+        run.progress[STEP] = step
+        counted = _Kept(run)
+        errors = self._go_to(step + 1)
+        if not errors:
+            return
+        try:
+            _refuse_unknown(errors)
+        except BaseException:
+            before.restore()
+            raise
+        # parts that can make the step have counted it
+        counted.restore(observers=True)
+        k = min(errors)
         run.progress[:] = self._parts[k].progress
         run.progress[STEP], run.progress[PHASE] = step, 1
         run.progress[WHERE] += self._parts[k].part_from
-        raise known[k]
+        raise errors[k]
 
     def _divide(self, run: Run) -> None:
         if self._of is not run.state:
             self._of, self._parts = run.state, divide(run, len(self._backends))
         for part in self._parts:
             part.progress[:] = run.progress
+            # of an earlier failure
+            part.progress[WHERE] = 0
 
     def _go_to(self, step: int) -> dict:
         def work(backend, part):
@@ -177,7 +209,7 @@ class SeveralDevices:
         """``work(backend, part)`` for all parts, at the same time; {part: error}."""
 
         def one(backend, part):
-            with _TURN:
+            with self._turn:
                 work(backend, part)
 
         begun = []
@@ -188,6 +220,13 @@ class SeveralDevices:
                 begun[-1].exception()
         errors = [future.exception() for future in begun]
         return {k: error for k, error in enumerate(errors) if error is not None}
+
+
+def _refuse_unknown(errors: dict) -> None:
+    """Raise what does not say that a step cannot be made: errors of the driver, say."""
+    for error in errors.values():
+        if not isinstance(error, EvaluationError | ValueError):
+            raise error
 
 
 class _Kept:
