@@ -15,11 +15,11 @@ from .run import Run
 from .setup import MDError
 from .state import State
 
-__all__ = ["Batch"]
+__all__ = ["PER_REPLICA", "PER_SITE", "Batch"]
 
 # arrays of the state with one row per replica, per site, per group member and per group
-_PER_REPLICA = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
-_PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials", "bits", "more_bits")
+PER_REPLICA = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
+PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials", "bits", "more_bits")
 
 
 class Batch:
@@ -77,7 +77,7 @@ class Batch:
         sites = np.cumsum([0, *(len(s.x) for s in states)])
         groups = np.cumsum([0, *(len(s.held) for s in states)])
         members = np.cumsum([0, *(len(s.members) for s in states)])
-        joined = {name: np.concatenate([getattr(s, name) for s in states]) for name in (*_PER_REPLICA, *_PER_SITE)}
+        joined = {name: np.concatenate([getattr(s, name) for s in states]) for name in (*PER_REPLICA, *PER_SITE)}
         state = State(
             **joined,
             first=sites.astype(np.int64),
@@ -113,8 +113,8 @@ class Batch:
         at = np.zeros(2, np.int64)
         for r, (run, part) in enumerate(zip(self.runs, parts, strict=True)):
             mine, one = slice(sites[r], sites[r + 1]), slice(r, r + 1)
-            views = {name: getattr(state, name)[mine] for name in _PER_SITE}
-            views |= {name: getattr(state, name)[one] for name in _PER_REPLICA}
+            views = {name: getattr(state, name)[mine] for name in PER_SITE}
+            views |= {name: getattr(state, name)[one] for name in PER_REPLICA}
             views["held"] = state.held[groups[r] : groups[r + 1]]
             part.state = part.state._replace(**views)
             part.p, part.q, part.limits = whole.p[one], whole.q[one], whole.limits[one]

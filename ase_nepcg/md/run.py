@@ -61,6 +61,11 @@ class Run:
             return f" of replica {replica}" if len(self.state.seed) > 1 else ""
         return f" of replica {self.part_from + replica}"
 
+    def keep(self) -> None:
+        """The present state is that to which :meth:`rewind` leads back."""
+        s, old = self.state, self.backup
+        old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, self.q
+
     def rewind(self) -> None:
         """Back to the beginning of a step that was not completed."""
         if self.progress[PHASE]:

@@ -29,7 +29,7 @@ from .integrate import TEAM, build_follow, build_kernels_of_halves, collect, col
 from .lists import NARROW, NOT_FINITE, OVERLAP, STATE, UNLIKELY
 from .meanforce import build_kernel_of_mean_force, members_of
 
-__all__ = ["CudaBackend"]
+__all__ = ["CHANGED", "CudaBackend", "next_block"]
 
 _SECONDS_PER_BLOCK = 0.1
 _MOST_STEPS = 4096
@@ -44,7 +44,13 @@ _SITES_OF_BLOCK = 2048
 # blocks that wait for each other
 _MOST_BLOCKS = 4096
 # what a run changes
-_CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies")
+CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies")
+
+
+def next_block(steps: int, seconds: float) -> int:
+    """Steps of the next block after one of ``steps`` that took ``seconds``."""
+    factor = min(max(_SECONDS_PER_BLOCK / seconds, 0.25), 4.0) if seconds > 0 else 1.0
+    return int(min(max(steps * factor, 1), _MOST_STEPS))
 
 
 class CudaBackend:
@@ -115,7 +121,7 @@ class CudaBackend:
         with uninterrupted():
             for mine, device in zip((run.calendar.ints, run.calendar.floats), sums, strict=False):
                 mine[:] = device
-            for name in _CHANGED:
+            for name in CHANGED:
                 getattr(run.state, name)[:] = getattr(state, name)
             if virials is not None:
                 run.state.virials[:] = virials
@@ -124,9 +130,8 @@ class CudaBackend:
             run.progress[STEP] += steps - 1
             complete_step(0, run.state, run.h, run.p, run.q, run.progress, self._on_host(run))
         seconds = time.perf_counter() - started
-        if steps == self._block and seconds > 0:
-            factor = min(max(_SECONDS_PER_BLOCK / seconds, 0.25), 4.0)
-            self._block = int(min(max(self._block * factor, 1), _MOST_STEPS))
+        if steps == self._block:
+            self._block = next_block(steps, seconds)
 
     # --- one block ------------------------------------------------------------------------------------------------
 
@@ -279,7 +284,7 @@ class CudaBackend:
         s, e = run.state, self.evaluator
         # HNEMD begins a step with the virials of the one before
         virials = ("virials",) if run.ensemble.per_site else ()
-        for name in (*_CHANGED, *virials, "held", "m", "w", "seed"):
+        for name in (*CHANGED, *virials, "held", "m", "w", "seed"):
             getattr(self.device, name).copy_to_device(getattr(s, name))
         # the places are those of the positions of the state
         e.x = self.device.x.ravel()
@@ -293,7 +298,7 @@ class CudaBackend:
     def _download(self, run):
         """The state at the end of a block, in arrays of its own."""
         s = run.state
-        return s._replace(**{name: getattr(self.device, name).copy_to_host() for name in _CHANGED})
+        return s._replace(**{name: getattr(self.device, name).copy_to_host() for name in CHANGED})
 
     def _make_room(self, run, words) -> None:
         """More memory, a wider box."""
@@ -308,10 +313,10 @@ class CudaBackend:
     def _give_up(self, run, words) -> None:
         """Leave the failed step in the state, its beginning in the backup, and say what is wrong."""
         self._box = None
-        s, old = run.state, run.backup
-        old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, run.q
+        s = run.state
+        run.keep()
         state = self._download(run)
-        for name in _CHANGED:
+        for name in CHANGED:
             getattr(s, name)[:] = getattr(state, name)
         run.progress[PHASE] = 1
         which = self._replica(run, max(int(words[OVERLAP]), int(words[NOT_FINITE])) - 1)

@@ -17,24 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numba import cuda
 
+from ase_nepcg.md.batch import PER_REPLICA, PER_SITE
 from ase_nepcg.md.calendar import uninterrupted
 from ase_nepcg.md.loop import PHASE, STEP, WHERE, Backup, Calendar
 from ase_nepcg.md.run import Run
 from ase_nepcg.md.setup import MDError
 from ase_nepcg.potential.evaluate import EvaluationError
 
-from .backend import CudaBackend
+from .backend import CHANGED, CudaBackend, next_block
 from .device import SIMULATOR
 
 __all__ = ["SeveralDevices", "divide"]
-
-# as of one device: the energy is checked after each block
-_SECONDS_PER_BLOCK = 0.1
-_MOST_STEPS = 4096
-_PER_REPLICA = ("cell", "virial", "energy", "seed", "n_dof", "pbc")
-_PER_SITE = ("x", "v", "f", "m", "w", "types", "energies", "virials", "bits", "more_bits")
-# what a step changes
-_CHANGED = ("x", "v", "f", "cell", "virial", "energy", "energies", "virials")
 
 
 def _numbers(devices) -> list[int]:
@@ -65,7 +58,7 @@ def divide(run: Run, count: int) -> list[Run]:
     for a, b in itertools.pairwise(bounds):
         sites, groups = slice(s.first[a], s.first[b]), slice(s.group_first[a], s.group_first[b])
         members = slice(s.start[groups.start], s.start[groups.stop])
-        views = {name: getattr(s, name)[sites] for name in _PER_SITE} | {n: getattr(s, n)[a:b] for n in _PER_REPLICA}
+        views = {name: getattr(s, name)[sites] for name in PER_SITE} | {n: getattr(s, n)[a:b] for n in PER_REPLICA}
         state = s._replace(
             **views,
             first=s.first[a : b + 1] - s.first[a],
@@ -150,9 +143,9 @@ class SeveralDevices:
                 self._fail_after(run, complete, before)
             run.progress[:] = self._parts[0].progress
         seconds = time.perf_counter() - started
-        if steps == self._block and seconds > 0:
-            factor = min(max(_SECONDS_PER_BLOCK / seconds, 0.25), 4.0)
-            self._block = int(min(max(self._block * factor, 1), _MOST_STEPS))
+        if steps == self._block:
+            # as long as those of one device: the energy is checked after each
+            self._block = next_block(steps, seconds)
 
     def _fail_after(self, run: Run, step: int, before: _Kept) -> None:
         """Make ``step``, the last that all parts complete, and the next, with its error; ``run.rewind()`` then leads
@@ -168,8 +161,7 @@ class SeveralDevices:
             _refuse_unknown(errors)
             self._divide(run)
         for part in self._parts:
-            s, old = part.state, part.backup
-            old.x[:], old.v[:], old.f[:], old.cell[:], old.q[:] = s.x, s.v, s.f, s.cell, part.q
+            part.keep()
         run.progress[STEP] = step
         counted = _Kept(run)
         errors = self._go_to(step + 1)
@@ -234,7 +226,9 @@ class _Kept:
 
     def __init__(self, run: Run):
         self._run, self._step = run, run.step
-        self._state = [(one, one.copy()) for one in (*(getattr(run.state, name) for name in _CHANGED), run.q)]
+        self._state = [
+            (one, one.copy()) for one in (*(getattr(run.state, name) for name in (*CHANGED, "virials")), run.q)
+        ]
         self._observers = [(one, one.copy()) for one in (run.calendar.ints, run.calendar.floats)]
 
     def restore(self, observers: bool = False) -> None:
