@@ -127,6 +127,18 @@ class KernelFiles(NullCache):
         return folder / f"{self._name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.pickle"
 
     @staticmethod
+    def read(path: Path | None, rebuild):
+        """What ``rebuild`` makes of the bytes of a file; None where there is none, or nothing can be made of it."""
+        if path is None:
+            return None
+        try:
+            return rebuild(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except Exception:  # a damaged file: whatever is made of it, compile again and replace it
+            return None
+
+    @staticmethod
     def write(path: Path, data: bytes) -> None:
         """The whole file or none."""
         temporary = None
@@ -151,14 +163,7 @@ class _KernelCache(KernelFiles):
         # enough to run a kernel; refreshing the whole context, as compiling needs it, would import half of scipy
         rtsys.initialize(target_context)
         path = self._path(sig, target_context.codegen())
-        if path is None:
-            return None
-        try:
-            return compiler.CompileResult._rebuild(target_context, *pickle.loads(path.read_bytes()))
-        except FileNotFoundError:
-            return None
-        except Exception:  # a damaged file: whatever is made of it, compile again and replace it
-            return None
+        return self.read(path, lambda data: compiler.CompileResult._rebuild(target_context, *pickle.loads(data)))
 
     def save_overload(self, sig, data):
         path = self._path(sig, data.codegen)

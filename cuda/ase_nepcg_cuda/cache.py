@@ -90,7 +90,6 @@ def fingerprint(function, options: dict) -> str:
             put_options(value.targetoptions)
             visit(value.py_func)
         elif isinstance(value, types.FunctionType):
-            # keeps what a number stands for alive, too
             seen[id(value)] = len(seen)
             put("function", value.__module__, value.__qualname__)
             # of functions made from a text the module is that of their maker
@@ -122,15 +121,7 @@ class CudaKernelFiles(KernelFiles):
         return self.path_of(str(sig), cuda.get_current_device().compute_capability, forced)
 
     def load_overload(self, sig, target_context):
-        path = self._path(sig)
-        if path is None:
-            return None
-        try:
-            return _Kernel._rebuild(**pickle.loads(zlib.decompress(path.read_bytes())))
-        except FileNotFoundError:
-            return None
-        except Exception:  # a damaged file: whatever is made of it, compile again and replace it
-            return None
+        return self.read(self._path(sig), lambda data: _Kernel._rebuild(**pickle.loads(zlib.decompress(data))))
 
     def save_overload(self, sig, kernel):
         path = self._path(sig)
