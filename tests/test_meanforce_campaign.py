@@ -28,6 +28,7 @@ from ase_nepcg.meanforce.sampler import SamplingError
 TOYS = '''
 """Calculators for worker processes, which must be able to import them."""
 import os, signal, sys, time
+from pathlib import Path
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
@@ -48,7 +49,13 @@ class Wells(Calculator):
             if p.end == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if p.end == "device":
-                raise RuntimeError(f"this is device {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+                # a process that starts quickly would do the work of both: it waits for the other
+                device = os.environ.get("CUDA_VISIBLE_DEVICES")
+                Path(f"{device}.device").touch()
+                deadline = time.monotonic() + 60.0
+                while len(list(Path.cwd().glob("*.device"))) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                raise RuntimeError(f"this is device {device}")
             if p.end == "exit":
                 sys.exit("licence not found")
             raise RuntimeError("electrons got lost")
