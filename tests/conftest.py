@@ -4,8 +4,8 @@ A kernel is compiled once for every shape of model (about ten seconds where it i
 have three shapes only.
 """
 
-import importlib.util
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,19 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ase_nepcg import NEP, NEPModel, devices, testing
+from ase_nepcg import NEP, NEPModel, devices, testing, write_dataset
 
 if devices.driver_version() is None:
     # without a GPU its kernels run in numba's simulator; numba reads this when it is imported
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
     # the simulator waits for its threads in a loop that keeps the interpreter to itself for this long (default 5 ms)
     sys.setswitchinterval(5e-4)
-
-if "cuda_systems" not in sys.modules:
-    # with importlib's import mode the folder of the tests is no place to import from
-    _spec = importlib.util.spec_from_file_location("cuda_systems", Path(__file__).with_name("cuda_systems.py"))
-    sys.modules["cuda_systems"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["cuda_systems"])
 
 ALL_TERMS = {
     "n_max": (3, 2),
@@ -131,11 +125,9 @@ def rng():
 @pytest.fixture(scope="session")
 def toys():
     """The module ``toys.py``: potentials whose averages at held sites are known."""
-    if "toys" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("toys", Path(__file__).with_name("toys.py"))
-        sys.modules["toys"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["toys"])
-    return sys.modules["toys"]
+    import toys
+
+    return toys
 
 
 #: settings of a quickstart that is done in seconds: 8 molecules, and everything as short as it can be
@@ -172,3 +164,37 @@ def journey(tmp_path_factory):
         folder, workers=1, threads=1, progress=False, tell=lines.append, name="<b>water</b> & co", command="x<y", **TINY
     )
     return folder, numbers, lines
+
+
+@pytest.fixture(scope="session")
+def training_data(tmp_path_factory) -> Path:
+    """A folder with train.xyz and test.xyz for ``training_folder``."""
+    import training_twin
+    from training_folders import SPECIES
+
+    path = tmp_path_factory.mktemp("data")
+    write_dataset(path / "train.xyz", training_twin.random_frames(1, 7, SPECIES, temperatures=True))
+    write_dataset(path / "test.xyz", training_twin.random_frames(2, 3, SPECIES))
+    return path
+
+
+@pytest.fixture
+def training_folder(training_data, tmp_path):
+    """Function: name of a folder, with or without test.xyz, keywords of nep.in -> the folder, with nep.in in it."""
+    from training_folders import nep_in
+
+    def make(name="a", *, test=False, **changes) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for name in ["train.xyz", "test.xyz"][: 1 + test]:
+            shutil.copy(training_data / name, folder)
+        (folder / "nep.in").write_text(nep_in(**changes))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def saved_often(monkeypatch):
+    """A checkpoint after every step of a training."""
+    monkeypatch.setattr("ase_nepcg.training.fit._CHECKPOINT_INTERVAL", -1.0)

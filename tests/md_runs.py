@@ -1,20 +1,15 @@
 """What tests of the MD driver share: short runs of a few beads, and what must hold whenever somebody looks at them."""
 
 import functools
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
+import md_physics as physics
 import numba
 import numpy as np
 
 from ase_nepcg import MD, NEP
 from ase_nepcg.md import Langevin
 from ase_nepcg.md.observers import Observer
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 LANGEVIN = Langevin(300.0, 0.01)
 

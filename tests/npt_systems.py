@@ -1,19 +1,12 @@
 """Small systems for the tests of NPT: an ideal gas, a crystal and a sheet of Lennard-Jones sites."""
 
-import importlib.util
-from pathlib import Path
-
 import numba
 import numpy as np
 from ase import units
+from md_twin import free
 
 from ase_nepcg.md.noise import uniforms
 from ase_nepcg.md.state import make_state
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
-free = md_twin.free
 
 MASS = 40.0
 # Keyword arguments of md_twin.lennard_jones: bonds of 3.76 Å and 0.009 eV between nearest neighbours, as a crystal with

@@ -1,8 +1,6 @@
 """Stress-strain curves of a crystal of beads under 3 GPa, against slopes of its stress at rest."""
 
-import importlib.util
-from pathlib import Path
-
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import units
@@ -12,10 +10,6 @@ from ase_nepcg.analysis import AnalysisError
 from ase_nepcg.analysis.deformation import _evaluate
 from ase_nepcg.md import Deform
 from ase_nepcg.md.ensembles.base import EnsembleError
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 # cold: free cells of few beads fluctuate, at 10 K by 0.2 % in length
 SHORT = {

@@ -1,16 +1,10 @@
-import importlib.util
-from pathlib import Path
-
+import md_physics as physics
 import numpy as np
 import pytest
 
 from ase_nepcg import analysis
 from ase_nepcg.analysis import AnalysisError
 from ase_nepcg.analysis.expansion import fit_expansion
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 T = np.array([100.0, 150.0, 200.0, 300.0, 350.0])
 

@@ -1,10 +1,9 @@
 """Elastic constants from fluctuations: of a crystal, against finite strains; of springs, whose free energy does not
 depend on the strain; from made-up stresses."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -22,10 +21,6 @@ from ase_nepcg.analysis.elasticity import strained, stress_slopes
 from ase_nepcg.analysis.fluctuations import ElasticFluctuations, _evaluate, _Record
 from ase_nepcg.analysis.runs import hot_copy
 from ase_nepcg.md import Langevin, Thermo
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 KT_300 = units.kB * 300.0
 NORMAL = np.array([1, 1, 1, 0, 0, 0])

@@ -1,8 +1,6 @@
 """Conductivity by both methods, of a crystal of beads: how results are put together from the runs, and refusals."""
 
-import importlib.util
-from pathlib import Path
-
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import Atoms
@@ -10,10 +8,6 @@ from ase import Atoms
 from ase_nepcg import analysis
 from ase_nepcg.analysis import AnalysisError
 from ase_nepcg.analysis.heat import HNEMDResult, _sheet
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 SHORT = {"temperature_K": 200.0, "equilibration_ps": 0.2, "time_ps": 1.0, "timestep_fs": 4.0, "progress": False}
 

@@ -1,18 +1,12 @@
 """Spectral conductivity of a crystal of beads: how it is put together from the runs, agreement with hnemd, refusals."""
 
-import importlib.util
-from pathlib import Path
-
+import md_physics as physics
 import numpy as np
 import pytest
 from scipy.integrate import trapezoid
 
 from ase_nepcg import analysis
 from ase_nepcg.analysis import AnalysisError
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 SHORT = {"temperature_K": 200.0, "equilibration_ps": 0.2, "settle_ps": 0.2, "time_ps": 1.0, "timestep_fs": 4.0}
 SHORT |= {"interval": 5, "replicas": 3, "seed": 4, "progress": False}

@@ -1,19 +1,15 @@
 """nepcg rdf | eos | hnemd | stress-strain: tables, figures, refusals; the numbers are those of ase_nepcg.analysis."""
 
-import importlib.util
 from pathlib import Path
 
 import ase.io
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import Atoms
 
 from ase_nepcg import analysis
 from ase_nepcg.cli import main
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 MODEL = str(Path(__file__).with_name("data") / "water_bead_trained.txt")
 PNG = b"\x89PNG"

@@ -3,7 +3,6 @@
 The shape of model is that called "small" in ``training_shapes.py``.
 """
 
-import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import training_twin as twin
 
 from ase_nepcg import NEPModel
 from ase_nepcg.checkpoint import CheckpointError
@@ -26,10 +26,6 @@ from ase_nepcg.training.files import OUT_FILES, read_loss, read_out
 from ase_nepcg.training.folder import CHECKPOINT
 from ase_nepcg.training.predict import predict
 from ase_nepcg.training.targets import Targets
-
-_SPEC = importlib.util.spec_from_file_location("training_twin", Path(__file__).with_name("training_twin.py"))
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
 
 SPECIES = ("H", "O")
 SHAPE = {"n_max": (2, 1), "basis_size": (3, 2), "l_max": (3, 1, 0), "neurons": 3, "cutoff": (4.0, 3.0)}

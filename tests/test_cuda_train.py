@@ -1,19 +1,13 @@
 """Populations on the device against the CPU: losses, predictions, generations."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import training_shapes as shapes
 from ase.calculators.calculator import CalculatorSetupError
 from ase_nepcg_cuda import Population
 
 from ase_nepcg import train
 from ase_nepcg.potential.evaluate import EvaluationError
-
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 

@@ -1,13 +1,14 @@
 """Batches: bit for bit the runs they are made of, whatever each of them has attached, and whatever fails."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import ase.io
+import md_restarts as runs
 import numpy as np
 import pytest
 from ase import Atoms
+from md_restarts import assert_same
 
 from ase_nepcg import MD, NEP, NEPModel
 from ase_nepcg.data import WATER_BEAD
@@ -26,11 +27,6 @@ from ase_nepcg.md import (
     driver,
 )
 from ase_nepcg.md.outputs import ThermoOutput, open_output
-
-_SPEC = importlib.util.spec_from_file_location("md_restarts", Path(__file__).with_name("md_restarts.py"))
-runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(runs)
-assert_same = runs.assert_same
 
 FILES = {0: ("run0.traj", "run0.csv"), 1: ("run1.csv",), 2: ("run2.nc",), 3: ()}
 

@@ -1,14 +1,14 @@
 """Checkpoints of MD: a run goes on as if it had never stopped, and files that are not the run's are refused."""
 
-import importlib.util
 import json
 import zipfile
-from pathlib import Path
 
+import md_restarts as runs
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.lj import LennardJones
+from md_restarts import assert_same, start
 
 from ase_nepcg import MD, NEP, NEPModel, checkpoint
 from ase_nepcg.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -17,11 +17,6 @@ from ase_nepcg.labels import get_labels
 from ase_nepcg.md import RDF, Langevin, Thermo
 from ase_nepcg.md.observers.base import OWN
 from ase_nepcg.potential.simd import LANES
-
-_SPEC = importlib.util.spec_from_file_location("md_restarts", Path(__file__).with_name("md_restarts.py"))
-runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(runs)
-assert_same, start = runs.assert_same, runs.start
 
 # samples, origins and blocks are incomplete after the first part
 FIRST, SECOND = 302, 60

@@ -1,7 +1,6 @@
 """Checkpoints and the files of a run: folders that move, processes that meet or are killed, disks that are full."""
 
 import errno
-import importlib.util
 import os
 import shutil
 import signal
@@ -12,18 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import ase.io
+import md_restarts as runs
 import numpy as np
 import pytest
+from md_restarts import assert_same, start
 
 from ase_nepcg import MD, locks, nepfile
 from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.md import MDError, Thermo, driver
 from ase_nepcg.md.outputs import OutputError
-
-_SPEC = importlib.util.spec_from_file_location("md_restarts", Path(__file__).with_name("md_restarts.py"))
-runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(runs)
-assert_same, start = runs.assert_same, runs.start
 
 
 def restart(path, **keywords):
@@ -258,12 +254,11 @@ def test_full_disk_for_one_of_the_files(tmp_path, unbroken, monkeypatch, times):
 # ---- two processes ------------------------------------------------------------------------------------------------
 
 CHILD = f"""
-import importlib.util, sys
+import sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("test_file", {__file__!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-getattr(module, sys.argv[1])(Path(sys.argv[2]), int(sys.argv[3]))
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_md_checkpoint_files
+getattr(test_md_checkpoint_files, sys.argv[1])(Path(sys.argv[2]), int(sys.argv[3]))
 """
 
 

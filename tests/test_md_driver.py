@@ -1,26 +1,21 @@
 """ase_nepcg.md.driver: the calendar and the trajectories of ASE's drivers, the same bits however a run is made."""
 
-import importlib.util
 import io
-from pathlib import Path
 
 import ase.io
+import md_physics as physics
+import md_runs
 import numpy as np
 import pytest
 from ase import units
 from ase.constraints import FixAtoms
 from ase.md import VelocityVerlet
+from md_runs import LANGEVIN, Steps, assert_complete, beads, bits, start
 
 from ase_nepcg import NEP, FixBeads
 from ase_nepcg.md import NVE, Bussi
 from ase_nepcg.md.outputs import ThermoOutput
 from ase_nepcg.md.setup import MDError
-
-_SPEC = importlib.util.spec_from_file_location("md_runs", Path(__file__).with_name("md_runs.py"))
-md_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_runs)
-beads, bits, start, assert_complete = md_runs.beads, md_runs.bits, md_runs.start, md_runs.assert_complete
-Steps, LANGEVIN, physics = md_runs.Steps, md_runs.LANGEVIN, md_runs.physics
 
 
 def verlet(atoms, fs=2.0, **settings):

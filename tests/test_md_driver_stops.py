@@ -1,6 +1,5 @@
 """ase_nepcg.md.driver: whatever ends a run, it ends after a complete step and with all files."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -9,22 +8,19 @@ import time
 from pathlib import Path
 
 import ase.io
+import md_runs
 import numpy as np
 import pytest
 from ase import units
 from ase.calculators.calculator import CalculatorSetupError
 from ase.constraints import FixAtoms
+from md_runs import assert_complete, beads, bits, start
 
 from ase_nepcg import MD, FixBeads
 from ase_nepcg.md import NPT, NVE, Deform, driver
 from ase_nepcg.md.driver import MDFailed
 from ase_nepcg.md.outputs import OutputError, ThermoOutput
 from ase_nepcg.md.setup import MDError
-
-_SPEC = importlib.util.spec_from_file_location("md_runs", Path(__file__).with_name("md_runs.py"))
-md_runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_runs)
-beads, bits, start, assert_complete = md_runs.beads, md_runs.bits, md_runs.start, md_runs.assert_complete
 
 
 @pytest.fixture(scope="module")

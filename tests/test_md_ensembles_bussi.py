@@ -1,10 +1,9 @@
 """ase_nepcg.md.ensembles.bussi: gamma variates, the factor, canonical with the right degrees of freedom."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
+import md_twin
 import numba
 import numpy as np
 import pytest
@@ -14,10 +13,6 @@ from scipy import stats
 from ase_nepcg.md.ensembles.base import EnsembleError
 from ase_nepcg.md.ensembles.bussi import Bussi, bussi_factor, gamma_variate
 from ase_nepcg.md.noise import normals
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
 
 FS = units.fs
 CRYSTAL = md_twin.lennard_jones(epsilon=0.1)

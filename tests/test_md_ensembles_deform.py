@@ -1,10 +1,9 @@
 """ase_nepcg.md.ensembles.deform: lengths, energy = work, ideal gases, free axes at their pressure."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
+import md_twin
 import numpy as np
 import pytest
 from ase import units
@@ -12,10 +11,6 @@ from ase import units
 from ase_nepcg.md.ensembles.base import EnsembleError
 from ase_nepcg.md.ensembles.deform import Deform
 from ase_nepcg.md.state import make_state
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
 
 FS, GPA, PS = units.fs, units.GPa, 1000 * units.fs
 CRYSTAL = md_twin.lennard_jones(epsilon=0.1)

@@ -1,9 +1,8 @@
 """ase_nepcg.md.ensembles.hnemd: the driving force is that of the heat current; momentum, energy, dissipation."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import md_twin
 import numba
 import numpy as np
 import pytest
@@ -12,10 +11,6 @@ from ase import units
 from ase_nepcg.md.ensembles.base import EnsembleError
 from ase_nepcg.md.ensembles.hnemd import HNEMD, convect, driving_force, work_of_kick
 from ase_nepcg.md.state import make_state
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
 
 FS = units.fs
 CRYSTAL = md_twin.lennard_jones(epsilon=0.1)

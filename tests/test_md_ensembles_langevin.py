@@ -1,10 +1,9 @@
 """ase_nepcg.md.ensembles.langevin: against numpy, canonical with the right degrees of freedom, bitwise reproducible."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
+import md_twin
 import numpy as np
 import pytest
 from ase import units
@@ -13,10 +12,6 @@ from scipy import stats
 from ase_nepcg.md.ensembles.base import EnsembleError
 from ase_nepcg.md.ensembles.langevin import Langevin
 from ase_nepcg.md.noise import fill_normals
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
 
 FS = units.fs
 K = 1.5

@@ -1,8 +1,7 @@
 """Martyna-Tobias-Klein: one step against numpy, reversibility, conserved energy, distributions, virial theorem."""
 
-import importlib.util
-from pathlib import Path
-
+import md_twin
+import npt_systems as systems
 import numba
 import numpy as np
 import pytest
@@ -13,10 +12,6 @@ from ase_nepcg.md.ensembles import mttk
 from ase_nepcg.md.ensembles.nose_hoover import half_chain
 from ase_nepcg.md.ensembles.npt import NPT
 
-_SPEC = importlib.util.spec_from_file_location("npt_systems", Path(__file__).with_name("npt_systems.py"))
-systems = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(systems)
-md_twin = systems.md_twin
 Twin, mean_error = md_twin.Twin, md_twin.mean_error
 PAIRS = md_twin.lennard_jones(**systems.PAIR)
 H = 4.0 * units.fs

@@ -1,10 +1,9 @@
 """ase_nepcg.md.ensembles.nose_hoover: against plain Python and an ODE solver, reversible, canonical."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
+import md_twin
 import numba
 import numpy as np
 import pytest
@@ -14,10 +13,6 @@ from scipy.integrate import solve_ivp
 
 from ase_nepcg.md.ensembles.base import EnsembleError
 from ase_nepcg.md.ensembles.nose_hoover import NoseHoover, chain_energy, half_chain
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
 
 FS = units.fs
 CRYSTAL = md_twin.lennard_jones(epsilon=0.1)

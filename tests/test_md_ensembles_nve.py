@@ -1,8 +1,6 @@
 """ase_nepcg.md.ensembles.nve and what all ensembles share (base): against numpy, reversible, of second order."""
 
-import importlib.util
-from pathlib import Path
-
+import md_twin
 import numpy as np
 import pytest
 from ase import units
@@ -10,10 +8,6 @@ from ase import units
 from ase_nepcg.errors import NepCGError
 from ase_nepcg.md.ensembles.base import Ensemble, EnsembleError, Kernels, Setup, across_periodic, positive
 from ase_nepcg.md.ensembles.nve import NVE
-
-_SPEC = importlib.util.spec_from_file_location("md_twin", Path(__file__).with_name("md_twin.py"))
-md_twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_twin)
 
 FS = units.fs
 WELLS = md_twin.wells(1.5)

@@ -1,8 +1,7 @@
 """Stochastic cell rescaling: one step against numpy, exactly solvable cases, virial theorem, effective energy."""
 
-import importlib.util
-from pathlib import Path
-
+import md_twin
+import npt_systems as systems
 import numba
 import numpy as np
 import pytest
@@ -15,10 +14,6 @@ from ase_nepcg.md.ensembles.scr import MOBILITY
 from ase_nepcg.md.ensembles.strain import KT
 from ase_nepcg.md.noise import normals
 
-_SPEC = importlib.util.spec_from_file_location("npt_systems", Path(__file__).with_name("npt_systems.py"))
-systems = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(systems)
-md_twin = systems.md_twin
 Twin, mean_error = md_twin.Twin, md_twin.mean_error
 PAIRS = md_twin.lennard_jones(**systems.PAIR)
 H = 4.0 * units.fs

@@ -1,21 +1,15 @@
 """The pieces that the barostats share, against numpy and scipy."""
 
-import importlib.util
-from pathlib import Path
-
+import npt_systems as systems
 import numba
 import numpy as np
 import pytest
 from ase import units
+from npt_systems import crystal, matrix
 from scipy.linalg import expm, polar
 
 from ase_nepcg.md.ensembles import strain
 from ase_nepcg.md.ensembles.npt import NPT
-
-_SPEC = importlib.util.spec_from_file_location("npt_systems", Path(__file__).with_name("npt_systems.py"))
-systems = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(systems)
-crystal, matrix = systems.crystal, systems.matrix
 
 
 @numba.njit

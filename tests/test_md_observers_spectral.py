@@ -1,8 +1,7 @@
 """Virial-velocity correlations against numpy and of driven runs, the rule for their integral, made-up vibrations."""
 
-import importlib.util
-from pathlib import Path
-
+import md_physics as physics
+import md_runs as runs
 import numpy as np
 import pytest
 from ase import units
@@ -13,11 +12,6 @@ from ase_nepcg.md import HNEMD
 from ase_nepcg.md.observers import Conductivity, ObserverError, ObserverInfo, SpectralHeatCurrent
 from ase_nepcg.md.observers.spectral import spectrum_of
 from ase_nepcg.md.state import make_state
-
-_SPEC = importlib.util.spec_from_file_location("md_runs", Path(__file__).with_name("md_runs.py"))
-runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(runs)
-physics = runs.physics
 
 CELL = np.diag([5.0, 6.0, 7.0])
 INFO = ObserverInfo(0.5, 4, ("O", "H"), 250.0, (0.0, 3e-4, 0.0))

@@ -5,7 +5,6 @@ Two formats of a few lines, and all the real ones.
 
 import fcntl
 import gc
-import importlib.util
 import json
 import os
 import resource
@@ -19,18 +18,12 @@ import ase.io
 import numpy as np
 import pytest
 from ase.constraints import FixAtoms
+from md_files import KINDS, SUFFIXES, FakeMD, file_of, make, new_beads, read_count, write_frames
 
 from ase_nepcg import FixBeads, NepCGError, locks
 from ase_nepcg.md import outfile
 from ase_nepcg.md.outfile import HEAD, Output, OutputError, checked_interval, write_all
 from ase_nepcg.md.outputs import open_output, output_from_dict
-
-_SPEC = importlib.util.spec_from_file_location("md_files", Path(__file__).with_name("md_files.py"))
-md_files = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_files)
-FakeMD, new_beads, write_frames = md_files.FakeMD, md_files.new_beads, md_files.write_frames
-KINDS, SUFFIXES = md_files.KINDS, md_files.SUFFIXES
-file_of, make, read_count = md_files.file_of, md_files.make, md_files.read_count
 
 
 @pytest.fixture

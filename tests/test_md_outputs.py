@@ -3,9 +3,7 @@
 The file itself: ``test_md_outfile.py``; trajectories: ``test_md_trajectories.py`` and ``test_md_amber.py``.
 """
 
-import importlib.util
 import io
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -14,16 +12,12 @@ from ase import Atoms, units
 from ase.io import Trajectory
 from ase.md import VelocityVerlet
 from ase.md.logger import MDLogger
+from md_files import FakeMD, new_beads, write_frames
 
 from ase_nepcg import NepCGError
 from ase_nepcg.data import water_beads
 from ase_nepcg.md import outputs
 from ase_nepcg.md.outputs import AseLog, OutputError, ThermoOutput, WriterOutput, open_output, output_from_dict
-
-_SPEC = importlib.util.spec_from_file_location("md_files", Path(__file__).with_name("md_files.py"))
-md_files = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_files)
-FakeMD, new_beads, write_frames = md_files.FakeMD, md_files.new_beads, md_files.write_frames
 
 
 @pytest.fixture

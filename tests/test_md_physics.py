@@ -5,9 +5,8 @@
 """
 
 import functools
-import importlib.util
-from pathlib import Path
 
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import units
@@ -15,10 +14,6 @@ from ase import units
 from ase_nepcg import MD
 from ase_nepcg.constraints import FixBeads
 from ase_nepcg.md import NPT, Bussi, Langevin, NoseHoover, Thermo
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 T, T_HIGH = 300.0, 375.0
 P, P_HIGH = 0.5, 0.8

@@ -1,18 +1,12 @@
 """Equations of motion through the compiled loop of MD: conserved energies, heat current, deformation, momentum."""
 
-import importlib.util
-from pathlib import Path
-
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import Atoms, units
 
 from ase_nepcg import MD
 from ase_nepcg.md import HNEMD, NPT, NVE, Bussi, Deform, Langevin, NoseHoover, Thermo
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 T = 300.0
 KT = units.kB * T

@@ -5,10 +5,9 @@ P. T. Merz & M. R. Shirts, PLoS ONE 13, e0202764 (2018). Run with ``--run-slow``
 """
 
 import functools
-import importlib.util
 import warnings
-from pathlib import Path
 
+import md_physics as physics
 import numpy as np
 import pytest
 from ase import units
@@ -16,10 +15,6 @@ from ase import units
 from ase_nepcg import MD
 from ase_nepcg.constraints import FixBeads
 from ase_nepcg.md import NPT, NVE, Bussi, Langevin, NoseHoover, Thermo
-
-_SPEC = importlib.util.spec_from_file_location("md_physics", Path(__file__).with_name("md_physics.py"))
-physics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(physics)
 
 pytestmark = pytest.mark.slow
 

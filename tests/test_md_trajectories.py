@@ -1,9 +1,7 @@
 """Trajectories: what ASE reads from them, frames that others see at any time, and appending."""
 
-import importlib.util
 import io
 import os
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -12,6 +10,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from ase.io import Trajectory
+from md_files import SUFFIXES, FakeMD, new_beads, read_count, write_frames
 
 from ase_nepcg import MD, FixBeads
 from ase_nepcg.data import water_beads
@@ -19,12 +18,6 @@ from ase_nepcg.labels import TABLE, get_labels, set_labels
 from ase_nepcg.md import NVE, outfile, trajectories
 from ase_nepcg.md.outputs import OutputError, open_output
 from ase_nepcg.md.trajectories import AmberFile, TrajFile, XyzFile
-
-_SPEC = importlib.util.spec_from_file_location("md_files", Path(__file__).with_name("md_files.py"))
-md_files = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(md_files)
-FakeMD, new_beads, write_frames = md_files.FakeMD, md_files.new_beads, md_files.write_frames
-SUFFIXES, read_count = md_files.SUFFIXES, md_files.read_count
 
 
 @pytest.fixture

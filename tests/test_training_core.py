@@ -1,16 +1,17 @@
 """``train``: what its arguments do, what it refuses, what it returns, and whether it finds a potential again."""
 
-import importlib.util
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import training_shapes as shapes
+import training_twin as twin
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
+from training_teacher import CUTOFF, QUICK, SHAPE, quick, rms_force, same, taught
 
 import ase_nepcg
 from ase_nepcg import NEP, read_dataset, train, write_dataset
@@ -23,20 +24,6 @@ from ase_nepcg.training.core import TrainingError
 from ase_nepcg.training.loss import LossError, noise_report, rmse
 from ase_nepcg.training.objective import ScalerError
 from ase_nepcg.training.targets import TargetError, Targets
-
-
-def load(name):
-    """A module of this folder."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(name + ".py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-teaching = load("training_teacher")
-shapes, twin = teaching.shapes, teaching.shapes.twin
-taught, rms_force, quick, same = teaching.taught, teaching.rms_force, teaching.quick, teaching.same
-SHAPE, CUTOFF, QUICK = teaching.SHAPE, teaching.CUTOFF, teaching.QUICK
 
 
 @pytest.fixture(scope="module")

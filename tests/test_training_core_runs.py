@@ -1,35 +1,22 @@
 """``train`` of several models, from another one, in several stages, interrupted and taken up again."""
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_shapes as shapes
+import training_twin as twin
+from training_teacher import CUTOFF, QUICK, SHAPE, quick, same, taught
 
 from ase_nepcg import NEP, NEPModel, read_dataset, train, write_dataset
 from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.training.core import TrainingError, cross_validate
 from ase_nepcg.training.finetune import FineTuneError
-
-
-def load(name):
-    """A module of this folder."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(name + ".py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-teaching = load("training_teacher")
-shapes, twin = teaching.shapes, teaching.shapes.twin
-taught, quick, same = teaching.taught, teaching.quick, teaching.same
-SHAPE, CUTOFF, QUICK = teaching.SHAPE, teaching.CUTOFF, teaching.QUICK
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,15 @@
 """Running the stages: reports, early stopping, checkpoints of every optimiser, interrupts."""
 
-import importlib.util
 import json
 import signal
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tqdm
+import training_shapes as shapes
+from training_teacher import taught
 
 from ase_nepcg import checkpoint as checkpoint_module
 from ase_nepcg.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -19,18 +19,6 @@ from ase_nepcg.training.fit import fit, shifted
 from ase_nepcg.training.loss import rmse
 from ase_nepcg.training.predict import predict
 from ase_nepcg.training.stages import initial_parameters
-
-
-def load(name):
-    """A module of this folder."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(name + ".py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-shapes = load("training_shapes")
-taught = load("training_teacher").taught
 
 # stages, settings
 RUNS = {

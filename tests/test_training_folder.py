@@ -1,131 +1,43 @@
-"""A folder with ``nep.in``: which files a training leaves, how it goes on, what it refuses.
+"""A folder with ``nep.in``: which files a training leaves, and what it refuses."""
 
-One shape of model, that called "small" in ``training_shapes.py``, and "thermal" for the temperature.
-"""
-
-import importlib.util
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_twin as twin
+from training_folders import (
+    EARLIER,
+    RESULTS,
+    SHAPE,
+    SPECIES,
+    Killed,
+    contents,
+    killed_at,
+    narrow_restart,
+    nep_in,
+    results,
+    run,
+)
 
 from ase_nepcg import NEPModel
-from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.dataset import DatasetError, read_dataset, write_dataset
-from ase_nepcg.errors import ModelFileError
 from ase_nepcg.nepfile import read_restart, write_restart
-from ase_nepcg.training import fit as fit_module
 from ase_nepcg.training import folder as folder_module
 from ase_nepcg.training.core import TrainingError, train
-from ase_nepcg.training.files import OUT_FILES, batches, read_loss, read_out, truncate_loss
+from ase_nepcg.training.files import OUT_FILES, batches, read_loss, read_out
 from ase_nepcg.training.finetune import FineTuneError
-from ase_nepcg.training.folder import CHECKPOINT, train_folder
+from ase_nepcg.training.folder import CHECKPOINT
 from ase_nepcg.training.loss import rmse
 from ase_nepcg.training.nep_in import NepInError
 from ase_nepcg.training.objective import ScalerError, descriptor_scaler
 from ase_nepcg.training.predict import predict
 from ase_nepcg.training.targets import Targets
 
-_SPEC = importlib.util.spec_from_file_location("training_twin", Path(__file__).with_name("training_twin.py"))
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
-
-SPECIES = ("O", "H")
-SHAPE = {"n_max": (2, 1), "basis_size": (3, 2), "l_max": (3, 1, 0), "neurons": 3, "cutoff": (4.0, 3.0)}
-NEP_IN = {
-    "type": "2 O H",
-    "cutoff": "4 3",
-    "n_max": "2 1",
-    "basis_size": "3 2",
-    "l_max": "3 1 0",
-    "neuron": "3",
-    "population": "10",
-    "generation": "40",
-    "output_interval": "10",
-}
-RESULTS = {f"{quantity}_train.out" for quantity in OUT_FILES} | {"loss.out", "nep.txt", "nep.restart"}
-
-
-def nep_in(**changes) -> str:
-    return "".join(f"{name} {value}\n" for name, value in (NEP_IN | changes).items() if value is not None)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder with train.xyz and test.xyz."""
-    path = tmp_path_factory.mktemp("data")
-    write_dataset(path / "train.xyz", twin.random_frames(1, 7, SPECIES, temperatures=True))
-    write_dataset(path / "test.xyz", twin.random_frames(2, 3, SPECIES))
-    return path
-
-
-@pytest.fixture
-def make(data, tmp_path):
-    """Function: name of a folder, with or without test.xyz, keywords of nep.in -> the folder, with nep.in in it."""
-
-    def make(name="a", *, test=False, **changes) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        for name in ["train.xyz", "test.xyz"][: 1 + test]:
-            shutil.copy(data / name, folder)
-        (folder / "nep.in").write_text(nep_in(**changes))
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def saved_often(monkeypatch):
-    """A checkpoint after every step."""
-    monkeypatch.setattr(fit_module, "_CHECKPOINT_INTERVAL", -1.0)
-
-
-def run(folder, **keywords):
-    remarks = []
-    done = train_folder(folder, **{"seed": 5, "threads": 1, "progress": False, "tell": remarks.append} | keywords)
-    return done, remarks
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def results(folder) -> dict[str, bytes]:
-    """All but the checkpoint, in which there are times."""
-    return {name: content for name, content in contents(folder).items() if name != CHECKPOINT}
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(step):
-    def on_report(report):
-        if report.step == step:
-            raise Killed
-
-    return on_report
-
-
-def stopped_at(step):
-    def on_report(report):
-        if report.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return on_report
-
-
 # ---- the files ----------------------------------------------------------------------------------------------------
 
 
-def test_files_of_snes(make):
-    folder = make(test=True, batch="4")
+def test_files_of_snes(training_folder):
+    folder = training_folder(test=True, batch="4")
     done, remarks = run(folder)
     assert remarks == []
     assert set(done.files) == RESULTS | {f"{quantity}_test.out" for quantity in OUT_FILES}
@@ -167,9 +79,9 @@ def test_files_of_snes(make):
     assert np.allclose(read_out(folder / "virial_test.out")[1], test_targets.virials, rtol=1e-5, equal_nan=True)
 
 
-def test_same_as_train(make):
+def test_same_as_train(training_folder):
     """The folder adds files and nothing else: the numbers are those of ``train()`` with the same settings."""
-    folder = make(generation="20", lambda_v="0.3", lambda_1="0.01", force_delta="0.5")
+    folder = training_folder(generation="20", lambda_v="0.3", lambda_1="0.01", force_delta="0.5")
     done, _ = run(folder)
     other = train(
         read_dataset(folder / "train.xyz"), species=SPECIES, optimizer="snes", steps=20, interval=10, population=10,
@@ -180,9 +92,9 @@ def test_same_as_train(make):
     assert done.training.history.total.tolist() == other.history.total.tolist()
 
 
-def test_when_files_are_written(make, monkeypatch):
+def test_when_files_are_written(training_folder, monkeypatch):
     monkeypatch.setattr(folder_module, "_PREDICTION_INTERVAL", 20)
-    folder = make(test=True, save_potential="20 0 1")
+    folder = training_folder(test=True, save_potential="20 0 1")
     seen = {}
     run(folder, on_report=lambda report: seen.update({report.step: set(contents(folder))}))
     assert "energy_test.out" in seen[10]
@@ -195,8 +107,8 @@ def test_when_files_are_written(make, monkeypatch):
         assert (folder / f"nep_gen40.{ending}").read_bytes() == (folder / f"nep.{ending}").read_bytes()
 
 
-def test_name_with_the_time_and_a_last_step_between_reports(make):
-    folder = make(save_potential="10 1 0", generation="15")
+def test_name_with_the_time_and_a_last_step_between_reports(training_folder):
+    folder = training_folder(save_potential="10 1 0", generation="15")
     run(folder)
     kept = [name for name in contents(folder) if name.startswith("nep_y")]
     assert len(kept) == 1
@@ -204,8 +116,8 @@ def test_name_with_the_time_and_a_last_step_between_reports(make):
     assert read_loss(folder / "loss.out")["step"].tolist() == [10, 15]
 
 
-def test_prediction(make):
-    folder = make(prediction="1", batch="2")
+def test_prediction(training_folder):
+    folder = training_folder(prediction="1", batch="2")
     model = NEPModel.random(SPECIES, seed=3, **SHAPE)
     model.write(folder / "nep.txt")
     (folder / "nep.restart").write_text("is not read")
@@ -221,264 +133,33 @@ def test_prediction(make):
     assert np.allclose(reference[:, 0], done.targets.energies, rtol=1e-5, equal_nan=True)
 
 
-def test_old_models_can_be_evaluated_only(make):
-    folder = make(version="3", prediction="1")
+def test_old_models_can_be_evaluated_only(training_folder):
+    folder = training_folder(version="3", prediction="1")
     NEPModel.random(SPECIES, seed=3, version=3, **SHAPE).write(folder / "nep.txt")
     run(folder)
-    folder = make("b", version="3")
+    folder = training_folder("b", version="3")
     before = contents(folder)
     with pytest.raises(NepInError, match=r"nep.in, line 10: version: 3 can be evaluated .*, not trained"):
         run(folder)
     assert contents(folder) == before
 
 
-# ---- going on -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whole_run(data, tmp_path_factory) -> dict[str, bytes]:
-    """Results of a run that was not broken."""
-    path = tmp_path_factory.mktemp("whole")
-    shutil.copytree(data, path, dirs_exist_ok=True)
-    (path / "nep.in").write_text(nep_in(batch="3"))
-    run(path)
-    return results(path)
-
-
-@pytest.mark.parametrize("step", [10, 30, 40])
-@pytest.mark.parametrize("often", [True, False])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(make, whole_run, step, often, monkeypatch):
-    if often:
-        monkeypatch.setattr(fit_module, "_CHECKPOINT_INTERVAL", -1.0)
-    folder = make(test=True, batch="3")
-    with pytest.raises(Killed):
-        run(folder, on_report=killed_at(step))
-    with open(folder / "loss.out", "a") as file:
-        file.write("50      0.12")
-    done, remarks = run(folder)
-    assert done.first == (step - 1 if often else 0)
-    assert remarks == [f"{folder / CHECKPOINT}: the run goes on after step {done.first}"]
-    assert results(folder) == whole_run
-    assert done.training.history.step.tolist() == [10, 20, 30, 40]
-
-
-def test_killed_for_good(make):
-    """By a signal that nothing can catch, twice; with the random numbers of a seed that nobody chose."""
-    folder = make()
-    script = (
-        "import os, signal, sys\n"
-        "from ase_nepcg.training import fit\n"
-        "from ase_nepcg.training.folder import train_folder\n"
-        "fit._CHECKPOINT_INTERVAL = -1.0\n"
-        "def on_report(report):\n"
-        "    if report.step == int(sys.argv[2]):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train_folder(sys.argv[1], threads=1, progress=False, on_report=on_report)\n"
-    )
-    for step in (10, 30):
-        ended = subprocess.run([sys.executable, "-c", script, folder, str(step)], capture_output=True, timeout=300)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    done, _ = run(folder, seed=None)
-    whole = make("whole")
-    run(whole, seed=done.training.seed)
-    assert results(folder) == results(whole)
-
-
-def test_interrupted(make):
-    folder, whole = make(), make("whole")
-    run(whole)
-    done, _ = run(folder, on_report=stopped_at(20))
-    assert done.training.reason == "interrupted"
-    assert set(done.files) == RESULTS
-    assert read_loss(folder / "loss.out")["step"].tolist() == [10, 20]
-    # the model is that of the predictions
-    assert np.array_equal(NEPModel.read(folder / "nep.txt").parameters(), done.model.parameters())
-    found = read_out(folder / "force_train.out")[0]
-    assert np.allclose(found, done.predictions.forces, rtol=1e-5)
-    run(folder)
-    assert results(folder) == results(whole)
-
-
-def test_more_generations(make):
-    folder, whole = make(), make("whole", generation="60")
-    run(folder)
-    again, remarks = run(folder)
-    assert remarks[0].endswith("the run has all its 40 steps; more generations (steps) let it go on")
-    assert again.training.history.step.tolist() == [10, 20, 30, 40]
-    assert np.array_equal(again.model.parameters(), NEPModel.read(folder / "nep.txt").parameters())
-    (folder / "nep.in").write_text(nep_in(generation="60"))
-    run(folder)
-    run(whole)
-    assert results(folder) == results(whole)
-    # less than there is
-    done, _ = run(folder, steps=20)
-    assert (done.first, results(folder)) == (60, results(whole))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lambda_f": "2"}, r"lambda_f was 1\.0, is 2\.0"),
-        ({"type_weight": "1 2"}, r"type_weight was None, is \[1\.0, 2\.0\]"),
-        ({"population": "12"}, r"population was 10, is 12"),
-        ({"cutoff": "4.5 3"}, r"cutoff was .*4\.0.* is .*4\.5"),
-        ({"initial_para": "0.5"}, r"initial_para was 1\.0, is 0\.5"),
-        ({"batch": "3 1"}, r"batch was 1000, is 3; full_batch was False, is True"),
-        ({"zbl": "2"}, r"zbl was None, is "),
-    ],
-)
-def test_other_settings_are_no_continuation(make, changes, message):
-    folder = make(generation="10")
-    run(folder)
-    (folder / "nep.in").write_text(nep_in(**{"generation": "20"} | changes))
-    before = contents(folder)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        run(folder)
-    assert str(folder / CHECKPOINT) in str(caught.value)
-    assert contents(folder) == before
-
-
-def test_other_data_seed_or_optimizer_are_no_continuation(make):
-    folder = make(generation="10")
-    run(folder)
-    with pytest.raises(CheckpointError, match="seed was 5, is 6"):
-        run(folder, seed=6)
-    with pytest.raises(CheckpointError, match=r"optimizer was \['snes'\], is \['lbfgs'\]"):
-        run(folder, optimizer="gradient")
-    write_dataset(folder / "train.xyz", twin.random_frames(8, 7, SPECIES))
-    before = contents(folder)
-    with pytest.raises(CheckpointError, match="data was"):
-        run(folder)
-    (folder / CHECKPOINT).write_bytes(before[CHECKPOINT][:-100])
-    with pytest.raises(CheckpointError, match="damaged"):
-        run(folder)
-    (folder / CHECKPOINT).write_bytes(before[CHECKPOINT])
-    assert contents(folder) == before
-
-
-def test_another_checkpoint_file(make, tmp_path, saved_often):
-    folder = make(generation="20")
-    path = tmp_path / "state.npz"
-    with pytest.raises(Killed):
-        run(folder, checkpoint=path, on_report=killed_at(20))
-    assert path.exists()
-    assert CHECKPOINT not in contents(folder)
-    assert run(folder, checkpoint=path)[0].first == 19
-
-
-# ---- nep.restart --------------------------------------------------------------------------------------------------
-
-
-def narrow_restart(folder, sigma=1e-9) -> np.ndarray:
-    """A nep.restart around some parameters, which are returned."""
-    mu = NEPModel.random(SPECIES, seed=9, **SHAPE).parameters()
-    write_restart(folder / "nep.restart", mu, np.full(len(mu), sigma))
-    return mu
-
-
-def without_bias(model) -> np.ndarray:
-    z = model.parameters().copy()
-    z[model.parameter_blocks()[0]["bias"]] = 0.0
-    return z
-
-
-def test_restart_file_is_the_start(make):
-    folder = make(generation="10")
-    mu = narrow_restart(folder)
-    (folder / "loss.out").write_text(EARLIER + "300     0.7")
-    done, remarks = run(folder)
-    assert len(remarks) == 1
-    assert remarks[0].startswith(f"{folder / 'nep.restart'}: the run starts from these parameters")
-    expected = done.model.with_parameters(mu)
-    assert np.allclose(without_bias(done.model), without_bias(expected), atol=1e-6)
-    # appended, without the line that was cut off
-    text = (folder / "loss.out").read_text()
-    assert text.startswith(EARLIER)
-    assert read_loss(folder / "loss.out")["step"].tolist() == [100, 200, 10]
-    assert "loss.out.1" not in contents(folder)
-
-
-EARLIER = "".join(f"{g:<8d}" + "0.50000    " * 3 + "0.25000      " * 6 + "\n" for g in (100, 200))
-
-
-@pytest.mark.parametrize("step", [10, 20])
-def test_appended_lines_of_an_earlier_run_are_never_removed(make, step):
-    """Not even if nothing of this run was in the checkpoint yet, when all lines look like later ones of this run."""
-    folder, whole = make(), make("whole")
-    for place in (folder, whole):
-        narrow_restart(place, 0.1)
-        (place / "loss.out").write_text(EARLIER)
-    run(whole)
-    with pytest.raises(Killed):
-        run(folder, on_report=killed_at(step))
-    if step == 10:
-        (folder / "loss.out").write_text(EARLIER)
-    run(folder)
-    assert results(folder) == results(whole)
-    assert read_loss(folder / "loss.out")["step"].tolist() == [100, 200, 10, 20, 30, 40]
-
-
-def test_truncation_leaves_earlier_lines_alone(tmp_path):
-    path = tmp_path / "loss.out"
-    lines = EARLIER.splitlines(keepends=True)
-    path.write_text(EARLIER + lines[0].replace("100", "300"))
-    truncate_loss(path, 0, earlier=2)
-    assert path.read_text() == EARLIER
-    truncate_loss(path, 0)
-    assert path.read_text() == ""
-
-
-@pytest.mark.parametrize("optimizer", ["snes", "lbfgs"])
-def test_restart_of_another_model_is_refused(make, optimizer):
-    folder = make()
-    mu = narrow_restart(folder)
-    before = contents(folder)
-    write_restart(folder / "nep.restart", mu[1:], abs(mu[1:]))
-    with pytest.raises(ModelFileError, match=r"nep\.restart, line"):
-        run(folder, optimizer=optimizer)
-    (folder / "nep.restart").write_bytes(before["nep.restart"])
-    NEPModel.random(SPECIES, seed=1, **SHAPE | {"cutoff": (5.0, 3.0)}).write(folder / "nep.txt")
-    with pytest.raises(TrainingError, match=r"nep\.restart: the nep\.txt beside it has other .*\(radial cutoff of"):
-        run(folder, optimizer=optimizer)
-    (folder / "nep.txt").unlink()
-    assert contents(folder) == before
-
-
-def test_a_new_run_keeps_what_an_earlier_one_left(make):
-    folder = make(generation="10")
-    run(folder)
-    first = results(folder)
-    for number in (1, 2):
-        (folder / CHECKPOINT).unlink()
-        (folder / "nep.restart").unlink()
-        before = results(folder)
-        _, remarks = run(folder, seed=5 + number)
-        assert len(remarks) == 1
-        assert f"kept with .{number} at the end" in remarks[0]
-        after = results(folder)
-        for name in RESULTS - {"nep.restart"}:
-            assert after[f"{name}.{number}"] == before[name]
-        assert len(read_loss(folder / "loss.out")["step"]) == 1
-    assert after["nep.txt.1"] == first["nep.txt"]
-    assert after["nep.txt.2"] != first["nep.txt"]
-
-
 # ---- keywords -----------------------------------------------------------------------------------------------------
 
 
-def test_scaler(make):
-    folder = make(generation="5")
+def test_scaler(training_folder):
+    folder = training_folder(generation="5")
     plain = run(folder)[0].model
     targets = Targets.from_frames(read_dataset(folder / "train.xyz"), SPECIES)
     assert np.allclose(plain.q_scaler, descriptor_scaler(NEPModel.zeros(SPECIES, **SHAPE), targets), rtol=1e-12)
-    half = run(make("b", generation="5", initial_para="0.5"))[0].model
+    half = run(training_folder("b", generation="5", initial_para="0.5"))[0].model
     # radial components are linear in the coefficients, angular ones of higher degree
     assert np.allclose(half.q_scaler[:3], 2 * plain.q_scaler[:3], rtol=1e-12)
     assert np.allclose(half.q_scaler[3:5], 4 * plain.q_scaler[3:5], rtol=1e-12)
 
 
-def test_imported_scaler_survives_a_killed_run(make):
-    folder = make(generation="10", import_q_scaler="1")
+def test_imported_scaler_survives_a_killed_run(training_folder):
+    folder = training_folder(generation="10", import_q_scaler="1")
     other = NEPModel.random(SPECIES, seed=2, **SHAPE | {"neurons": 6})
     other.write(folder / "nep.txt")
     with pytest.raises(Killed):
@@ -486,7 +167,7 @@ def test_imported_scaler_survives_a_killed_run(make):
     assert (folder / "nep.txt.1").exists()
     (folder / "nep.txt").write_bytes((folder / "nep.txt.1").read_bytes())
     assert np.array_equal(run(folder)[0].model.q_scaler, NEPModel.read(folder / "nep.txt.1").q_scaler)
-    folder = make("b", import_q_scaler="1")
+    folder = training_folder("b", import_q_scaler="1")
     with pytest.raises(FileNotFoundError, match=r"nep\.txt"):
         run(folder)
     NEPModel.random(SPECIES, seed=2, **SHAPE | {"l_max": (3, 0)}).write(folder / "nep.txt")
@@ -494,9 +175,11 @@ def test_imported_scaler_survives_a_killed_run(make):
         run(folder)
 
 
-def test_batches_repulsion_and_cutoffs(make):
+def test_batches_repulsion_and_cutoffs(training_folder):
     table = " ".join(["0.5 2.5 1 2 1 1 1 1 1 1"] * 3)
-    folder = make(batch="3 1", zbl="2", cutoff="4 3 5 4", type_weight="1 2", lambda_shear="3", generation="5")
+    folder = training_folder(
+        batch="3 1", zbl="2", cutoff="4 3 5 4", type_weight="1 2", lambda_shear="3", generation="5"
+    )
     done, _ = run(folder)
     assert done.model.zbl.outer == 2
     assert done.model.cutoff_radial.tolist() == [4, 5]
@@ -508,16 +191,16 @@ def test_batches_repulsion_and_cutoffs(make):
     assert done.training.history.force[-1] == pytest.approx(rmse(done.targets, done.predictions)["force"])
     assert NEPModel.read(folder / "nep.txt").zbl == done.model.zbl
 
-    folder = make("b", zbl="2", generation="5")
+    folder = training_folder("b", zbl="2", generation="5")
     (folder / "zbl.in").write_text(table)
     done, _ = run(folder)
     assert done.model.zbl.flexible.shape == (3, 10)
     assert np.array_equal(NEPModel.read(folder / "nep.txt").zbl.flexible, done.model.zbl.flexible)
 
 
-def test_temperature(make):
+def test_temperature(training_folder):
     thermal = {"n_max": "2 1", "basis_size": "2 3", "l_max": "2 0 1", "neuron": "4", "cutoff": "4.5 3.5"}
-    folder = make(model_type="3", generation="10", **thermal)
+    folder = training_folder(model_type="3", generation="10", **thermal)
     run(folder)
     model = NEPModel.read(folder / "nep.txt")
     assert model.temperature
@@ -545,8 +228,8 @@ def foundation(folder, sigma) -> tuple[NEPModel, np.ndarray]:
 
 @pytest.mark.parametrize("optimizer", ["snes", "lbfgs"])
 @pytest.mark.parametrize("descriptor", [0, 1])
-def test_fine_tuning(make, optimizer, descriptor):
-    folder = make(generation="10", fine_tune=f"big.txt big.restart {descriptor}")
+def test_fine_tuning(training_folder, optimizer, descriptor):
+    folder = training_folder(generation="10", fine_tune=f"big.txt big.restart {descriptor}")
     big, mu = foundation(folder, 0.05)
     # of an earlier run: the start is the foundation nevertheless
     narrow_restart(folder)
@@ -570,8 +253,8 @@ def test_fine_tuning(make, optimizer, descriptor):
     assert np.array_equal(again.model.parameters(), done.model.parameters())
 
 
-def test_fine_tuning_is_refused(make):
-    folder = make(fine_tune="big.txt big.restart")
+def test_fine_tuning_is_refused(training_folder):
+    folder = training_folder(fine_tune="big.txt big.restart")
     with pytest.raises(FileNotFoundError, match=r"big\.txt"):
         run(folder)
     foundation(folder, 0.1)
@@ -597,8 +280,8 @@ def test_fine_tuning_is_refused(make):
 # ---- the gradient -------------------------------------------------------------------------------------------------
 
 
-def test_files_of_the_gradient(make):
-    folder = make(test=True, output_interval=None, batch="2", sigma0="0.05")
+def test_files_of_the_gradient(training_folder):
+    folder = training_folder(test=True, output_interval=None, batch="2", sigma0="0.05")
     done, remarks = run(folder, optimizer="gradient", steps=40)
     assert remarks == ["nep.in: generation, batch, population, sigma0 have no meaning for L-BFGS"]
     assert done.training.optimizer == "lbfgs"
@@ -623,15 +306,15 @@ def test_files_of_the_gradient(make):
     assert np.abs(polished.model.parameters() - mu)[:-1].max() < 0.1
 
 
-def test_adam_has_batches(make):
-    folder = make(batch="2")
+def test_adam_has_batches(training_folder):
+    folder = training_folder(batch="2")
     done, remarks = run(folder, optimizer="adam", steps=10)
     assert remarks == ["nep.in: generation, population have no meaning for Adam"]
     assert done.training.optimizer == "adam"
 
 
-def test_killed_gradient_goes_on(make, saved_often):
-    folder, whole = make(), make("whole")
+def test_killed_gradient_goes_on(training_folder, saved_often):
+    folder, whole = training_folder(), training_folder("whole")
     run(whole, optimizer="lbfgs", steps=20)
     with pytest.raises(Killed):
         run(folder, optimizer="lbfgs", steps=20, on_report=killed_at(20))
@@ -695,8 +378,8 @@ SECOND = "frame 1, line "
         (frames_with(same_place), DatasetError, rf"train\.xyz, {SECOND}\d+: sites 0 and 2 are at the same place"),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_is_written(make, damage, error, message):
-    folder = make()
+def test_what_is_wrong_is_named_and_nothing_is_written(training_folder, damage, error, message):
+    folder = training_folder()
     (folder / "loss.out").write_text(EARLIER)
     damage(folder)
     before = contents(folder)
@@ -705,8 +388,8 @@ def test_what_is_wrong_is_named_and_nothing_is_written(make, damage, error, mess
     assert contents(folder) == before
 
 
-def test_line_of_a_frame(make):
-    folder = make()
+def test_line_of_a_frame(training_folder):
+    folder = training_folder()
     frames_with(foreign_label)(folder)
     with pytest.raises(DatasetError) as caught:
         run(folder)
@@ -715,8 +398,8 @@ def test_line_of_a_frame(make):
     assert lines[caught.value.line - 1].isdecimal()
 
 
-def test_surroundings_that_are_all_the_same(make):
-    folder = make()
+def test_surroundings_that_are_all_the_same(training_folder):
+    folder = training_folder()
     frame = twin.random_frames(1, 1, ("O",), sites=(1, 1))[0]
     write_dataset(folder / "train.xyz", [frame, frame])
     before = contents(folder)
@@ -726,8 +409,8 @@ def test_surroundings_that_are_all_the_same(make):
     assert contents(folder) == before
 
 
-def test_prediction_needs_the_model_of_nep_in(make):
-    folder = make(prediction="1")
+def test_prediction_needs_the_model_of_nep_in(training_folder):
+    folder = training_folder(prediction="1")
     with pytest.raises(FileNotFoundError, match=r"nep\.txt"):
         run(folder)
     NEPModel.random(("H", "O"), seed=3, **SHAPE).write(folder / "nep.txt")
@@ -738,8 +421,8 @@ def test_prediction_needs_the_model_of_nep_in(make):
         run(folder)
 
 
-def test_arguments(make, tmp_path):
-    folder = make()
+def test_arguments(training_folder, tmp_path):
+    folder = training_folder()
     for keywords, message in (
         ({"optimizer": "sness"}, "did you mean 'snes'"),
         ({"steps": 0}, "steps"),
@@ -752,8 +435,8 @@ def test_arguments(make, tmp_path):
     assert set(contents(folder)) == {"nep.in", "train.xyz"}
 
 
-def test_open_directions_are_told(make):
-    folder = make(generation="1")
+def test_open_directions_are_told(training_folder):
+    folder = training_folder(generation="1")
     frames_with(open_direction)(folder)
     _, remarks = run(folder)
     assert remarks == [f"{folder / 'train.xyz'}: 1 of 4 frames are not periodic in all directions, which GPUMD ignores"]

@@ -1,21 +1,16 @@
 """Neighbours of a training set against an exhaustive search, and how much of their basis is kept."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_shapes as shapes
 
 from ase_nepcg import NEPModel, reference
 from ase_nepcg.potential.simd import LANES, padded
 from ase_nepcg.training.geometry import Geometry
 from ase_nepcg.training.kernels.layout import Packing
 from ase_nepcg.training.targets import TargetError, Targets
-
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
 
 ANGULAR_BEYOND = {"O": (3.0, 4.0), "H": (2.5, 4.5), "C": (5.0, 2.5)}
 

@@ -1,12 +1,12 @@
 """Packed parameters, basis of a site, and the functions of one site, each against formulas written out."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_shapes as shapes
 from numpy.polynomial.legendre import legval
+from training_shapes import basis_of
 
 from ase_nepcg import reference
 from ase_nepcg.potential.invariants import three_body_weights
@@ -15,11 +15,6 @@ from ase_nepcg.potential.simd import LANES, aligned_empty, padded
 from ase_nepcg.potential.threads import run_chunks
 from ase_nepcg.training.kernels.evaluate import build_descriptors
 from ase_nepcg.training.kernels.layout import HEAD, Layout, Packing, workspace
-
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
-basis_of = shapes.basis_of
 
 MODELS = {
     "small": ("small", {}),

@@ -1,11 +1,11 @@
 """Terms of the loss and the errors that are reported, for given predictions, against loops and direct formulas."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_shapes as shapes
+import training_twin as twin
 
 from ase_nepcg import NEPModel
 from ase_nepcg.errors import NepCGError
@@ -20,11 +20,6 @@ from ase_nepcg.training.loss import (
     rmse,
 )
 from ase_nepcg.training.targets import Targets
-
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
-twin = shapes.twin
 
 SPECIES = ("O", "H", "C")
 

@@ -1,12 +1,13 @@
 """The loss from compiled kernels against its slow twin, its gradient against differences, and itself in other ways."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_shapes as shapes
+import training_twin as twin
 from ase.build import bulk
+from training_shapes import WEIGHTED
 
 from ase_nepcg import NEPModel, read_dataset, reference
 from ase_nepcg.dataset import FrameCalculator
@@ -16,13 +17,7 @@ from ase_nepcg.training.loss import LossError, LossSettings, Predictions, rmse
 from ase_nepcg.training.objective import Objective, ScalerError, descriptor_names, descriptor_scaler
 from ase_nepcg.training.targets import TargetError, Targets
 
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
-twin = shapes.twin
-
 ANGULAR_BEYOND = {"O": (3.0, 4.0), "H": (2.5, 4.5), "C": (5.0, 2.5)}
-WEIGHTED = shapes.WEIGHTED
 OF_TYPES = {"type_weight": (0.5, 2.0, 1.5)}
 # name -> shape, changes of the model, settings of the loss, what the frames have
 CASES = {

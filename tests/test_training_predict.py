@@ -1,20 +1,14 @@
 """What a model says about training frames, against plain numpy, and which frame it fails on."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import training_shapes as shapes
+import training_twin as twin
 
 from ase_nepcg.dataset import DatasetError
 from ase_nepcg.training.objective import Objective
 from ase_nepcg.training.predict import predict
 from ase_nepcg.training.targets import Targets
-
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
-twin = shapes.twin
 
 MODELS = {
     "small, zbl": ("small", {"zbl": shapes.ZBL}),

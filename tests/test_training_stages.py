@@ -1,11 +1,13 @@
 """The three optimisers on the loss of tiny frames: what they take into each step, and that they can be stored."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_shapes as shapes
+import training_twin as twin
+from test_training_snes import plain_update
+from training_teacher import taught
 
 from ase_nepcg.checkpoint import read_checkpoint, write_checkpoint
 from ase_nepcg.training import stages as module
@@ -18,20 +20,6 @@ from ase_nepcg.training.stages import (
     StageError,
     initial_parameters,
 )
-
-
-def load(name):
-    """A module of this folder."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(name + ".py"))
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-shapes = load("training_shapes")
-twin = shapes.twin
-taught = load("training_teacher").taught
-plain_update = load("test_training_snes").plain_update
 
 SETTINGS = {
     "lbfgs": {"steps": 40},

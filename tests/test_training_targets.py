@@ -1,21 +1,16 @@
 """Training targets: what is taken from frames, in which units and order, and what is refused."""
 
-import importlib.util
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import training_twin as twin
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_nepcg.dataset import DatasetError, FrameCalculator
 from ase_nepcg.labels import get_types, set_labels
 from ase_nepcg.training.targets import VOIGT, TargetError, Targets, species_of
-
-_SPEC = importlib.util.spec_from_file_location("training_twin", Path(__file__).with_name("training_twin.py"))
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
 
 SPECIES = ("H", "O")
 VIRIAL = np.array([[1.0, 0.4, 0.6], [0.4, 2.0, 0.5], [0.6, 0.5, 3.0]])

@@ -1,20 +1,16 @@
 """The twin of the training loss against numbers worked out by hand, and against published ones."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import training_twin as twin
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_nepcg import NEP, NEPModel, read_dataset
 from ase_nepcg.dataset import FrameCalculator, validate
 from ase_nepcg.labels import get_labels
-
-_SPEC = importlib.util.spec_from_file_location("training_twin", Path(__file__).with_name("training_twin.py"))
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 ENERGY, VIRIAL = -3.0, [0.1, 0.2, 0.3, 0.04, 0.05, 0.06]

@@ -4,10 +4,10 @@ Every shape of model costs about a minute of compilation where it is not on disk
 version and the number of species may change without another one.
 """
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
+import training_twin as twin
 from ase import Atoms
 
 from ase_nepcg import NEPModel
@@ -17,10 +17,6 @@ from ase_nepcg.training.kernels.layout import HEAD
 from ase_nepcg.training.loss import LossSettings
 from ase_nepcg.training.objective import Objective
 from ase_nepcg.training.targets import Targets
-
-_SPEC = importlib.util.spec_from_file_location("training_twin", Path(__file__).with_name("training_twin.py"))
-twin = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(twin)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,20 +1,14 @@
 """Frames with the energies, forces and virials of a model, so that another one of its shape can learn all of them, and
 short trainings."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
+import training_shapes as shapes
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_nepcg import train
 from ase_nepcg.training.core import Training
 from ase_nepcg.training.predict import predict
 from ase_nepcg.training.targets import Targets
-
-_SPEC = importlib.util.spec_from_file_location("training_shapes", Path(__file__).with_name("training_shapes.py"))
-shapes = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(shapes)
 
 SHAPE = {name: value for name, value in shapes.SHAPES["small"].items() if name != "species"}
 CUTOFF = (4.5, 3.5)
