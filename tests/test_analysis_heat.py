@@ -7,7 +7,8 @@ from ase import Atoms
 
 from ase_nepcg import analysis
 from ase_nepcg.analysis import AnalysisError
-from ase_nepcg.analysis.heat import HNEMDResult, _sheet
+from ase_nepcg.analysis.conducting import sheet_scale
+from ase_nepcg.analysis.heat import HNEMDResult
 
 SHORT = {"temperature_K": 200.0, "equilibration_ps": 0.2, "time_ps": 1.0, "timestep_fs": 4.0, "progress": False}
 
@@ -54,14 +55,14 @@ def test_green_kubo():
 
 def test_thickness_of_a_sheet():
     sheet = Atoms("C", cell=[[3, 0, 0], [1, 4, 0], [0, 0, 20]], pbc=[True, True, False])
-    assert _sheet(sheet, 0, None) == 1.0
-    assert _sheet(sheet, 1, 5.0) == pytest.approx(4.0)
+    assert sheet_scale(sheet, 0, None) == 1.0
+    assert sheet_scale(sheet, 1, 5.0) == pytest.approx(4.0)
     with pytest.raises(AnalysisError, match="axis z is not in the plane"):
-        _sheet(sheet, 2, 5.0)
+        sheet_scale(sheet, 2, 5.0)
     with pytest.raises(AnalysisError, match="expected a sheet"):
-        _sheet(Atoms("C", cell=[3, 3, 3], pbc=True), 0, 5.0)
+        sheet_scale(Atoms("C", cell=[3, 3, 3], pbc=True), 0, 5.0)
     with pytest.raises(AnalysisError, match="thickness_A: expected a positive"):
-        _sheet(sheet, 0, 0.0)
+        sheet_scale(sheet, 0, 0.0)
 
 
 @pytest.mark.parametrize(

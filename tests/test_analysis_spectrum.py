@@ -40,7 +40,7 @@ def test_thickness_of_a_sheet(monkeypatch):
     crystal = physics.crystal(17.0, 2)
     settings = SHORT | {"field_per_A": 2e-3, "lags": 4, "time_ps": 0.2, "replicas": 2}
     plain = analysis.spectral_conductivity(crystal, "x", **settings)
-    monkeypatch.setattr("ase_nepcg.analysis.spectrum._sheet", lambda atoms, along, thickness_A: 2.0)
+    monkeypatch.setattr("ase_nepcg.analysis.spectrum.sheet_scale", lambda atoms, along, thickness_A: 2.0)
     sheet = analysis.spectral_conductivity(crystal, "x", **settings)
     assert sheet.scale == 2.0
     for name in ("spectrum", "spectrum_error", "kappa", "kappa_error"):

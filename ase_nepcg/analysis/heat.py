@@ -8,12 +8,13 @@ multiplied by (height of the cell across the sheet) / thickness.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..md import HNEMD, MD, NVE, Conductivity, HeatCurrent
-from .frames import AnalysisError, count_of, positive
+from ..md import MD, NVE, Conductivity, HeatCurrent
+from .conducting import axis_number, check_run, driven, scaled, sheet_scale, steps_of
+from .frames import AnalysisError, positive
 from .runs import equilibrated
 
 __all__ = ["GreenKuboResult", "HNEMDResult", "green_kubo", "hnemd"]
@@ -82,18 +83,18 @@ def hnemd(
     with the field on, before averaging; ``replicas``: runs per field with other velocities. Raises
     :class:`AnalysisError`, EnsembleError, MDError, MDFailed.
     """
-    along = _axis(axis)
+    along = axis_number(axis)
     fields = np.atleast_1d(np.asarray([positive("fields_per_A", f) for f in np.atleast_1d(fields_per_A)], float))
-    _check(replicas, 2, timestep_fs, temperature_K, equilibration_ps=equilibration_ps, time_ps=time_ps)
+    check_run(replicas, 2, timestep_fs, temperature_K, equilibration_ps=equilibration_ps, time_ps=time_ps)
     positive("settle_ps", settle_ps)
-    scale = _sheet(atoms, along, thickness_A)
+    scale = sheet_scale(atoms, along, thickness_A)
     vectors = np.zeros((len(fields) * replicas, 3))
     vectors[:, along] = np.repeat(fields, replicas)
     batch = driven(
         *(atoms, vectors, temperature_K, convective, timestep_fs, equilibration_ps, settle_ps, seed, progress)
     )
     handles = [run.attach(Conductivity(), interval) for run in batch.runs]
-    batch.run(_steps(time_ps, timestep_fs))
+    batch.run(steps_of(time_ps, timestep_fs))
     results = [scaled(handle.results(), scale, _PARTS) for handle in handles]
 
     def table(pick):
@@ -111,22 +112,6 @@ def hnemd(
         scale=scale,
         runs=[results[k : k + replicas] for k in range(0, len(results), replicas)],
     )
-
-
-def driven(
-    atoms, fields_per_A, temperature_K, convective, timestep_fs, equilibration_ps, settle_ps, seed: int, progress: bool
-):
-    """A batch of runs, one for each driving force in ``fields_per_A`` (R, 3): copies of ``atoms`` with velocities of
-    their own after ``equilibration_ps`` without and ``settle_ps`` with the field."""
-    steps = _steps(equilibration_ps, timestep_fs)
-    starts = equilibrated(atoms, len(fields_per_A), temperature_K, timestep_fs, steps, seed, progress)
-    runs = []
-    for k, (start, field) in enumerate(zip(starts, fields_per_A, strict=True)):
-        ensemble = HNEMD(temperature_K, tuple(field.tolist()), convective=convective)
-        runs.append(MD(start, timestep_fs, ensemble, seed=seed + k, progress=progress))
-    batch = MD.batch(runs)
-    batch.run(_steps(settle_ps, timestep_fs))
-    return batch
 
 
 @dataclass(frozen=True)
@@ -191,19 +176,19 @@ def green_kubo(
     if not isinstance(axes, str) or not axes or set(axes) - set("xyz") or len(set(axes)) < len(axes):
         raise AnalysisError(f'axes: expected some of "xyz", got {axes!r}')
     settings = {"correlation_ps": correlation_ps, "equilibration_ps": equilibration_ps, "time_ps": time_ps}
-    _check(replicas, _MIN_REPLICAS, timestep_fs, temperature_K, **settings)
+    check_run(replicas, _MIN_REPLICAS, timestep_fs, temperature_K, **settings)
     length = round(1000.0 * correlation_ps / (timestep_fs * interval))
     if length < 2 or correlation_ps > 0.5 * time_ps:
         raise AnalysisError(
             f"correlation_ps: expected at least two intervals ({2 * interval * timestep_fs:g} fs) and at most half of "
             f"time_ps, got {correlation_ps:g} ps of {time_ps:g} ps"
         )
-    scales = np.array([_sheet(atoms, k, thickness_A) if "xyz"[k] in axes else 1.0 for k in range(3)])
-    steps = _steps(equilibration_ps, timestep_fs)
+    scales = np.array([sheet_scale(atoms, k, thickness_A) if "xyz"[k] in axes else 1.0 for k in range(3)])
+    steps = steps_of(equilibration_ps, timestep_fs)
     starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, steps, seed, progress)
     runs = [MD(start, timestep_fs, NVE(), seed=seed + k, progress=progress) for k, start in enumerate(starts)]
     handles = [run.attach(HeatCurrent(length), interval) for run in runs]
-    MD.batch(runs).run(_steps(time_ps, timestep_fs))
+    MD.batch(runs).run(steps_of(time_ps, timestep_fs))
     results = [handle.results() for handle in handles]
     # <JJ> averaged over starts from the canonical ensemble, over the square of its temperature
     running = np.array([one.kappa * (one.temperature_K / temperature_K) ** 2 for one in results])
@@ -227,43 +212,3 @@ def green_kubo(
         temperature_K=float(temperature_K),
         replicas=replicas,
     )
-
-
-def _axis(axis) -> int:
-    if axis not in ("x", "y", "z"):
-        raise AnalysisError(f'axis: expected "x", "y" or "z", got {axis!r}')
-    return "xyz".index(axis)
-
-
-def _check(replicas, least, timestep_fs, temperature_K, **times) -> None:
-    count_of("replicas", replicas, least, f"an integer of at least {least}")
-    for name, value in ({"timestep_fs": timestep_fs, "temperature_K": temperature_K} | times).items():
-        positive(name, value)
-
-
-def _steps(ps, timestep_fs) -> int:
-    return max(1, round(1000.0 * ps / timestep_fs))
-
-
-def _sheet(atoms, along, thickness_A) -> float:
-    """What conductivities along axis number ``along`` are multiplied by."""
-    if thickness_A is None:
-        return 1.0
-    positive("thickness_A", thickness_A)
-    across = np.flatnonzero(~np.asarray(atoms.pbc))
-    if len(across) != 1:
-        raise AnalysisError(
-            f"thickness_A: expected a sheet, with one direction that is not periodic; pbc is {atoms.pbc.tolist()}"
-        )
-    normal = np.cross(*np.delete(atoms.cell.array, across[0], axis=0))
-    area = np.linalg.norm(normal)
-    if abs(normal[along]) > 1e-6 * area:
-        raise AnalysisError(
-            f"the axis {'xyz'[along]} is not in the plane of the sheet, where a thickness has a meaning"
-        )
-    return float(atoms.cell.volume / (area * thickness_A))
-
-
-def scaled(result, scale: float, names):
-    """A result whose conductivities, the fields ``names``, are multiplied by ``scale``."""
-    return replace(result, **{name: scale * getattr(result, name) for name in names})

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..md import SpectralHeatCurrent
+from .conducting import axis_number, check_run, driven, scaled, sheet_scale, steps_of
 from .frames import AnalysisError, count_of
-from .heat import _axis, _check, _sheet, _steps, driven, scaled
 
 __all__ = ["SpectralConductivityResult", "spectral_conductivity"]
 
@@ -71,18 +71,18 @@ def spectral_conductivity(
     between samples, at least two per period of the fastest vibration. Memory: 48 N (lags + 1) bytes per replica. Other
     arguments as of :func:`~ase_nepcg.analysis.hnemd`. Raises :class:`AnalysisError`, EnsembleError, MDError, MDFailed.
     """
-    along = _axis(axis)
+    along = axis_number(axis)
     settings = {"field_per_A": field_per_A, "equilibration_ps": equilibration_ps, "settle_ps": settle_ps}
-    _check(replicas, 2, timestep_fs, temperature_K, **settings, time_ps=time_ps)
+    check_run(replicas, 2, timestep_fs, temperature_K, **settings, time_ps=time_ps)
     count_of("interval", interval, 1, "a positive number of steps")
     count_of("lags", lags, 2, "an integer of at least 2")
-    steps = _steps(time_ps, timestep_fs)
+    steps = steps_of(time_ps, timestep_fs)
     if 2 * lags * interval > steps:
         raise AnalysisError(
             f"time_ps: expected at least twice the longest lag, {2e-3 * lags * interval * timestep_fs:g} ps, got "
             f"{time_ps:g} ps"
         )
-    scale = _sheet(atoms, along, thickness_A)
+    scale = sheet_scale(atoms, along, thickness_A)
     fields = np.zeros((replicas, 3))
     fields[:, along] = field_per_A
     batch = driven(
