@@ -187,7 +187,7 @@ def test_hash_changes_with_new_moved_and_renamed_sources(package, folder, rooms)
 
 
 # what compiles a function
-COMPILED = {"kernel_jit", "inlined", "njit", "intrinsic", "overload", "called"}
+COMPILED = {"kernel_jit", "inlined", "njit", "intrinsic", "overload"}
 
 
 def words(tree):

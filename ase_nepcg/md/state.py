@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..potential.lattice import inlined
+from ..potential.cache import inlined
 
 __all__ = ["State", "inlined", "make_state"]
 

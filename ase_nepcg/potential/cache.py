@@ -31,7 +31,7 @@ from numba.core.caching import NullCache
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
-__all__ = ["KernelFiles", "cache_directory", "kernel_jit", "source_hash"]
+__all__ = ["KernelFiles", "cache_directory", "inlined", "kernel_jit", "source_hash"]
 
 # where kernels are written, and the rooms whose functions they may use; "cuda" is the package beside this one
 _ROOMS = {
@@ -44,6 +44,14 @@ _ROOMS = {
 _KEEP_DAYS = 30
 # no reassociation: sums keep their order, NaN stays NaN; a*b + c may be fused
 _OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
+# What the functions are compiled with that kernels call. Always inlined: as functions of their own they would be part of
+# every kernel under one name, each copy optimised in its surroundings; the linker would take the one that was loaded
+# first for all, and the last bits of results would depend on the order in which a process loads its kernels.
+inlined = numba.njit(
+    forceinline=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["MANY_BODY", "QUARTIC", "cubic_terms", "legendre_tables", "three_body_weights"]
+__all__ = ["MANY_BODY", "QUARTIC", "cubic_table", "cubic_terms", "legendre_tables", "three_body_weights"]
 
 MANY_BODY = ("q222", "q1111", "q112", "q123", "q233", "q134")
 
@@ -148,3 +148,15 @@ def cubic_terms(name: str) -> tuple[np.ndarray, np.ndarray]:
             indices.append([int(i) for i in monomial[1:].split(".")])
             coefficients.append((-1 if monomial[0] == "-" else 1) * float(fraction) * prefactor)
     return np.array(indices), np.array(coefficients)
+
+
+def cubic_table(many_body: tuple[str, ...], l_max: int) -> tuple[np.ndarray, np.ndarray]:
+    """Monomials of all cubic invariants among ``many_body``: (terms, 4) of int64, number of the block of components
+    (``l_max`` and above) and indices of three sums; coefficients (terms,)."""
+    rows, coefficients = [], []
+    for block, name in enumerate(many_body, l_max):
+        if name != "q1111":
+            index, c = cubic_terms(name)
+            rows += [[block, *ijk] for ijk in index]
+            coefficients += list(c)
+    return np.array(rows, dtype=np.int64).reshape(-1, 4), np.array(coefficients)

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numba
+from .cache import inlined, kernel_jit
 
-from .cache import kernel_jit
-
-__all__ = ["complete", "cross", "inlined", "invert", "smallest_stretch"]
-
-# What all functions that kernels call are compiled with: no reassociation, a*b + c may be fused. Always inlined: see
-# ase_nepcg.training.kernels.called for what happens otherwise.
-inlined = numba.njit(
-    forceinline=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+__all__ = ["complete", "cross", "invert", "smallest_stretch"]
 
 
 @inlined

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cache import kernel_jit
+from .cache import inlined, kernel_jit
 from .gather import below, count, load_integers, store_kept_integers, without
-from .lattice import complete, inlined, invert, smallest_stretch
+from .lattice import complete, invert, smallest_stretch
 from .layout import PAGE
 from .simd import LANES, fetch_add, load, pointer
 

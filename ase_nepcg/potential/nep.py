@@ -26,13 +26,11 @@ from __future__ import annotations
 import functools
 import math
 
-import numba
-import numpy as np
-
+from .angular import angular_components
 from .basis import angular_basis, chebyshev_series, cutoff
-from .cache import kernel_jit
+from .cache import inlined, kernel_jit
 from .gather import below, count, count_up, neighbor_vectors, store_kept, store_kept_integers
-from .invariants import QUARTIC, cubic_terms, legendre_tables, three_body_weights
+from .invariants import legendre_tables
 from .layout import B0, B2, BIAS, D_ANGULAR, D_KN, D_NK, PAGE, PAIR, W0, W1, W2, Shape
 from .linear import dot, matvec, pair_product, row_dots, row_sums, total
 from .simd import LANES, advance, as_integers, fetch_add, lanes, load, padded, pointer, splat, store, vsum, where
@@ -42,15 +40,6 @@ __all__ = ["build_kernel", "sum_chunks"]
 
 # two sites closer than this (in A) have no direction between them
 OVERLAP = 1e-6
-
-inlined = functools.partial(
-    numba.njit,
-    forceinline=True,
-    fastmath={"contract"},
-    error_model="numpy",
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
-)
 
 
 @functools.cache
@@ -69,21 +58,8 @@ def build_kernel(shape: Shape):
     N_OUT = NV2 or NV
     TWO_LAYERS = shape.neurons2 > 0
     TEMPERATURE, HAS_ZBL = shape.temperature, shape.zbl
-    HAS_QUARTIC = "q1111" in shape.many_body
     recur_a, recur_b, z_slope = legendre_tables(L)
-    square_weights = three_body_weights(L)
-    # cubic terms of all blocks in one table: block number, three sums, coefficient
-    rows, coefficients = [], []
-    for block, name in enumerate(shape.many_body):
-        if name != "q1111":
-            index, c = cubic_terms(name)
-            rows += [[L + block, *ijk] for ijk in index]
-            coefficients += list(c)
-    cubic = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    cubic_c = np.array(coefficients)
-    N_CUBIC = len(rows)
-    len_many = len(shape.many_body)
-    QUARTIC_BLOCK = L + shape.many_body.index("q1111") if HAS_QUARTIC else 0
+    components, adjoint = angular_components(NR, NA, L, shape.many_body)[:2]
 
     @inlined
     def collect(i, T, a, positions, seg, neighbors, shifts, pair, near, near_j, near_end, cap, status, chunk):
@@ -221,30 +197,12 @@ def build_kernel(shape: Shape):
         return begin
 
     @inlined
-    def invariants(blocks, b, g, s, q):
-        """``s_{n,lm}`` (lanes: n) and the angular components of the descriptor."""
+    def angular_sums(blocks, b, g, s):
+        """``s_{n,lm}`` (lanes: n)."""
         v_b, v_g, v_s = lanes(b, 0), lanes(g, 0), lanes(s, 0)
         for lm in range(LM):
             for n in range(NG):
                 v_s[lm * NG + n] = row_dots(v_b, lm, LM, v_g, n * LANES, NAP, 1, blocks)
-        for l in range(1, L + 1):  # noqa: E741
-            for n in range(NG):
-                ql = splat(0.0)
-                for lm in range(l * l - 1, l * l + 2 * l):
-                    ql += square_weights[lm] * (v_s[lm * NG + n] * v_s[lm * NG + n])
-                store(q, NR + (l - 1) * NA + n * LANES, ql)
-        for block in range(L, L + len_many):
-            for n in range(NG):
-                value = splat(0.0)
-                if HAS_QUARTIC and block == QUARTIC_BLOCK:
-                    v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
-                    value = QUARTIC * (v2 * v2)
-                else:
-                    for m in range(N_CUBIC):
-                        if cubic[m, 0] == block:
-                            i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
-                            value += cubic_c[m] * (v_s[i] * v_s[j] * v_s[k])
-                store(q, NR + block * NA + n * LANES, value)
 
     @inlined
     def network(a, q, weights, at, hidden, P):
@@ -289,29 +247,6 @@ def build_kernel(shape: Shape):
                     dU = row_dots(v_y, group * WIDTH, 1, v_w0, (group * D + d) * WIDTH, 1, WIDTH, WIDTH)
                     store(P, d, load(P, d) + dU)
         return vsum(U) - weights[at[BIAS] + a]
-
-    @inlined
-    def adjoint(s, P, S):
-        """``S_{n,lm} = dU/ds_{n,lm}`` (lanes: n)."""
-        v_s, v_S = lanes(s, 0), lanes(S, 0)
-        for l in range(1, L + 1):  # noqa: E741
-            for n in range(NG):
-                dq = 2.0 * load(P, NR + (l - 1) * NA + n * LANES)
-                for lm in range(l * l - 1, l * l + 2 * l):
-                    v_S[lm * NG + n] = (square_weights[lm] * v_s[lm * NG + n]) * dq
-        for n in range(NG):
-            if HAS_QUARTIC:
-                v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
-                dv2 = (4.0 * QUARTIC) * (v2 * load(P, NR + QUARTIC_BLOCK * NA + n * LANES))
-                for lm in range(3):
-                    v_S[lm * NG + n] += dv2 * v_s[lm * NG + n]
-            for m in range(N_CUBIC):
-                dq = cubic_c[m] * load(P, NR + cubic[m, 0] * NA + n * LANES)
-                i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
-                si, sj, sk = v_s[i], v_s[j], v_s[k]
-                v_S[i] += dq * (sj * sk)
-                v_S[j] += dq * (si * sk)
-                v_S[k] += dq * (si * sj)
 
     @inlined
     def radial_forces(T, a, weights, at, near, near_end, cap, rad, P, series, f):
@@ -475,7 +410,8 @@ def build_kernel(shape: Shape):
                 used = angular_functions(
                     T, a, pair, weights, at, near, near_end, cap, rad, ang, ang_near, ang_end, g, dg, b, zlm, cheb
                 )
-                invariants(used, b, g, s, q)
+                angular_sums(used, b, g, s)
+                components(s, q)
                 if TEMPERATURE:
                     q[D - 1] = temperature
                 energy = network(a, q, weights, at, hidden, P)

@@ -22,12 +22,10 @@ import functools
 import math
 
 from ...potential.basis import angular_basis, cutoff
-from ...potential.cache import kernel_jit
+from ...potential.cache import inlined, kernel_jit
 from ...potential.invariants import legendre_tables
 from ...potential.linear import row_sums
-from ...potential.nep import inlined
 from ...potential.simd import LANES, advance, fetch_add, lanes, padded, pointer, store, where
-from .called import called
 from .layout import HEAD, Layout
 
 __all__ = ["build_fill", "collect_pairs", "count_pairs", "fill_functions"]
@@ -230,7 +228,7 @@ def fill_functions(layout: Layout):
         rec[first + 2 * LMP + lm] = (gy - along * uy) * inverse_r
         rec[first + 3 * LMP + lm] = (gz - along * uz) * inverse_r
 
-    @called(layout)
+    @inlined
     def fill(
         T, a, n_local, present, cutoffs, radial_x, block, radial_end, angular_x, pair, angular_end, basis, polynomials,
         functions,

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import functools
 
-from ...potential.cache import kernel_jit
+from ...potential.cache import inlined, kernel_jit
 from ...potential.linear import row_sums
 from ...potential.simd import LANES, advance, fetch_add, lanes, pointer, splat, store, vsum
 from .basis import fill_functions
-from .called import called
 from .layout import HEAD, Layout
 from .site import site_functions
 
@@ -32,7 +31,7 @@ def force_functions(layout: Layout):
     LMV, RECORD, HEADER = layout.lm // LANES, layout.record, layout.head
     AT_ONCE = LANES // 4
 
-    @called(layout)
+    @inlined
     def radial_forces(i, n_local, x, block, end, neighbors, df, Br, f, F, W):
         """``f_ij = (sum_k B_tk f_k'/r) r_ij``. ``i``, ``neighbors``: numbers within the frame."""
         v_x, v_df, v_f = lanes(x, 0), lanes(df, 0), lanes(f, 0)
@@ -73,7 +72,7 @@ def force_functions(layout: Layout):
         W[4] -= vsum(zy)
         W[5] -= vsum(xz)
 
-    @called(layout)
+    @inlined
     def angular_forces(i, n_local, pair, end, neighbors, rec, Ba, sums, rows, F, W):
         """``f_ij = r_ij sum_lm b_lm sum_k B_tklm f_k'/r + sum_lm (db_lm/dr_ij) sum_k B_tklm f_k``."""
         v_rec, v_B, v_rows = lanes(rec, 0), lanes(Ba, 0), lanes(rows, 0)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import functools
 
-from ...potential.cache import kernel_jit
+from ...potential.cache import inlined, kernel_jit
 from ...potential.linear import row_sums
 from ...potential.simd import LANES, advance, fetch_add, lanes, pointer, store
 from .basis import fill_functions
-from .called import called
 from .layout import HEAD, Layout
 from .site import site_functions
 
@@ -29,7 +28,7 @@ def tangent_functions(layout: Layout):
     LMV, RECORD, HEADER = layout.lm // LANES, layout.record, layout.head
     KRP = -(-KR // LANES) * LANES
 
-    @called(layout)
+    @inlined
     def radial_tangent(i, n_local, x, block, end, neighbors, df, move, eta, work, Ard, functions):
         """``sum_j (f_k'/r) r_ij . (lambda_j - lambda_i + eta r_ij)``; ``move``: four numbers per site, lambda and 0."""
         v_x, v_df, v_sum, v_work = lanes(x, 0), lanes(df, 0), lanes(functions, 0), lanes(work, 0)
@@ -59,7 +58,7 @@ def tangent_functions(layout: Layout):
                 for m in range(k, min(k + LANES, KR)):
                     Ard[t * KR + m] = functions[KRP * LANES + m - k]
 
-    @called(layout)
+    @inlined
     def angular_tangent(i, n_local, pair, end, neighbors, rec, move, eta, Aad):
         """``sum_j [(f_k'/r) (r_ij . r_dot) b_lm + f_k db_lm/dr_ij . r_dot]``."""
         v_rec, v_A = lanes(rec, 0), lanes(Aad, 0)

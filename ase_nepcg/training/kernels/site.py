@@ -24,13 +24,10 @@ import functools
 import math
 from typing import NamedTuple
 
-import numpy as np
-
-from ...potential.invariants import QUARTIC, cubic_terms, three_body_weights
+from ...potential.angular import angular_components
+from ...potential.cache import inlined
 from ...potential.linear import columns_product, matvec, row_dots, rows_product
-from ...potential.nep import inlined
-from ...potential.simd import LANES, lanes, load, splat, store, vsum
-from .called import called
+from ...potential.simd import LANES, lanes, splat, store, vsum
 from .layout import Layout
 
 __all__ = ["SiteFunctions", "site_functions"]
@@ -58,20 +55,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
     LMV = LMP // LANES
     NRV, NG, NV = layout.n_radial // LANES, layout.n_angular // LANES, layout.neurons // LANES
     NAP = layout.n_angular
-    square_weights = three_body_weights(L)
-    many_body = shape.many_body
-    HAS_QUARTIC = "q1111" in many_body
-    QUARTIC_BLOCK = L + many_body.index("q1111") if HAS_QUARTIC else 0
-    # cubic terms of all blocks in one table: block number, three sums, coefficient
-    rows, coefficients = [], []
-    for block, name in enumerate(many_body):
-        if name != "q1111":
-            index, c = cubic_terms(name)
-            rows += [[L + block, *ijk] for ijk in index]
-            coefficients += list(c)
-    cubic = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    cubic_c = np.array(coefficients)
-    N_CUBIC, N_BLOCKS = len(rows), L + len(many_body)
+    values, adjoint, tangent_of_values, add_second_derivatives = angular_components(NR, NA, L, shape.many_body)
 
     @inlined
     def contract(weights, base, at, n_local, present, Ar, Aa, q, s):
@@ -88,57 +72,19 @@ def site_functions(layout: Layout) -> SiteFunctions:
             for g in range(NG):
                 columns_product(Aa, t * KA * LMP, LMP, KA, v_w, angular + g, NG, LM, v_s, g, NG)
 
-    @called(layout)
+    @inlined
     def descriptor(weights, base, at, n_local, present, Ar, Aa, q, s):
         """``q`` and ``s``."""
         contract(weights, base, at, n_local, present, Ar, Aa, q, s)
-        v_s = lanes(s, 0)
-        for l in range(1, L + 1):  # noqa: E741
-            for n in range(NG):
-                value = splat(0.0)
-                for lm in range(l * l - 1, l * l + 2 * l):
-                    value += square_weights[lm] * (v_s[lm * NG + n] * v_s[lm * NG + n])
-                store(q, NR + (l - 1) * NA + n * LANES, value)
-        for block in range(L, N_BLOCKS):
-            for n in range(NG):
-                value = splat(0.0)
-                if HAS_QUARTIC and block == QUARTIC_BLOCK:
-                    v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
-                    value = QUARTIC * (v2 * v2)
-                else:
-                    for m in range(N_CUBIC):
-                        if cubic[m, 0] == block:
-                            i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
-                            value += cubic_c[m] * (v_s[i] * v_s[j] * v_s[k])
-                store(q, NR + block * NA + n * LANES, value)
+        values(s, q)
 
-    @called(layout)
+    @inlined
     def tangent(weights, base, at, n_local, present, Ard, Aad, s, qd, sd):
         """``qd`` and ``sd`` from the tangents of A."""
         contract(weights, base, at, n_local, present, Ard, Aad, qd, sd)
-        v_s, v_d = lanes(s, 0), lanes(sd, 0)
-        for l in range(1, L + 1):  # noqa: E741
-            for n in range(NG):
-                value = splat(0.0)
-                for lm in range(l * l - 1, l * l + 2 * l):
-                    value += (2.0 * square_weights[lm]) * (v_s[lm * NG + n] * v_d[lm * NG + n])
-                store(qd, NR + (l - 1) * NA + n * LANES, value)
-        for block in range(L, N_BLOCKS):
-            for n in range(NG):
-                value = splat(0.0)
-                if HAS_QUARTIC and block == QUARTIC_BLOCK:
-                    v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
-                    vd = v_s[n] * v_d[n] + v_s[NG + n] * v_d[NG + n] + v_s[2 * NG + n] * v_d[2 * NG + n]
-                    value = (4.0 * QUARTIC) * (v2 * vd)
-                else:
-                    for m in range(N_CUBIC):
-                        if cubic[m, 0] == block:
-                            i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
-                            si, sj, sk = v_s[i], v_s[j], v_s[k]
-                            value += cubic_c[m] * (v_d[i] * sj * sk + si * (v_d[j] * sk + sj * v_d[k]))
-                store(qd, NR + block * NA + n * LANES, value)
+        tangent_of_values(s, sd, qd)
 
-    @called(layout)
+    @inlined
     def network(weights, base, at, q, h, y, P):
         """Site energy, hidden layer, ``y = w1 h'`` and ``P``. Padded neurons have zero weights."""
         v_w0 = lanes(weights, base)
@@ -157,55 +103,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
             store(P, d, row_dots(v_y, 0, 1, v_w0, d * NV, 1, NV, NV))
         return vsum(U) - weights[base + at[3]] - weights[base + at[3] + 1]
 
-    @called(layout)
-    def adjoint(s, P, S):
-        """``S = sum P dq/ds`` (lanes: n)."""
-        v_s, v_S = lanes(s, 0), lanes(S, 0)
-        for l in range(1, L + 1):  # noqa: E741
-            for n in range(NG):
-                dq = 2.0 * load(P, NR + (l - 1) * NA + n * LANES)
-                for lm in range(l * l - 1, l * l + 2 * l):
-                    v_S[lm * NG + n] = (square_weights[lm] * v_s[lm * NG + n]) * dq
-        for n in range(NG):
-            if HAS_QUARTIC:
-                v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
-                dv2 = (4.0 * QUARTIC) * (v2 * load(P, NR + QUARTIC_BLOCK * NA + n * LANES))
-                for lm in range(3):
-                    v_S[lm * NG + n] += dv2 * v_s[lm * NG + n]
-            for m in range(N_CUBIC):
-                dq = cubic_c[m] * load(P, NR + cubic[m, 0] * NA + n * LANES)
-                i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
-                si, sj, sk = v_s[i], v_s[j], v_s[k]
-                v_S[i] += dq * (sj * sk)
-                v_S[j] += dq * (si * sk)
-                v_S[k] += dq * (si * sj)
-
     @inlined
-    def add_second_derivatives(s, sd, R, V):
-        """``V += sum R d2q/ds2 sd``."""
-        v_s, v_d, v_V = lanes(s, 0), lanes(sd, 0), lanes(V, 0)
-        for l in range(1, L + 1):  # noqa: E741
-            for n in range(NG):
-                r = 2.0 * load(R, NR + (l - 1) * NA + n * LANES)
-                for lm in range(l * l - 1, l * l + 2 * l):
-                    v_V[lm * NG + n] += (square_weights[lm] * v_d[lm * NG + n]) * r
-        for n in range(NG):
-            if HAS_QUARTIC:
-                r = (4.0 * QUARTIC) * load(R, NR + QUARTIC_BLOCK * NA + n * LANES)
-                v2 = v_s[n] * v_s[n] + v_s[NG + n] * v_s[NG + n] + v_s[2 * NG + n] * v_s[2 * NG + n]
-                vd = v_s[n] * v_d[n] + v_s[NG + n] * v_d[NG + n] + v_s[2 * NG + n] * v_d[2 * NG + n]
-                for lm in range(3):
-                    v_V[lm * NG + n] += r * (v2 * v_d[lm * NG + n] + (2.0 * vd) * v_s[lm * NG + n])
-            for m in range(N_CUBIC):
-                r = cubic_c[m] * load(R, NR + cubic[m, 0] * NA + n * LANES)
-                i, j, k = cubic[m, 1] * NG + n, cubic[m, 2] * NG + n, cubic[m, 3] * NG + n
-                si, sj, sk = v_s[i], v_s[j], v_s[k]
-                di, dj, dk = v_d[i], v_d[j], v_d[k]
-                v_V[i] += r * (dj * sk + sj * dk)
-                v_V[j] += r * (di * sk + si * dk)
-                v_V[k] += r * (di * sj + si * dj)
-
-    @called(layout)
     def derivatives_of_sums(weights, base, at, n_local, present, P, S, transposed, Br, Ba):
         """``Br[t KR + k] = sum_n c P`` and ``Ba[t KA + k, lm] = sum_n c S``."""
         v_w, v_P, v_S, v_B = lanes(weights, 0), lanes(P, 0), lanes(transposed, 0), lanes(Ba, 0)
@@ -223,7 +121,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
                     v_B[(t * KA + k) * LMV + v] = 0.0
                 matvec(v_S, 0, weights, angular + k * NAP, NA, lanes(Ba, (t * KA + k) * LMP), LMV)
 
-    @called(layout)
+    @inlined
     def network_gradient(weights, grad, base, at, a, q, qd, h, zd, alpha, Q):
         """Adds ``dG/d(w0, b0, w1, b1)`` to ``grad``; ``Q``."""
         v_w0, v_w1 = lanes(weights, base), lanes(weights, base + at[2])
@@ -247,7 +145,7 @@ def site_functions(layout: Layout) -> SiteFunctions:
         grad[base + at[3]] -= a
         grad[base + at[3] + 1] -= a
 
-    @called(layout)
+    @inlined
     def coefficient_gradient(grad, base, at, n_local, present, Ar, Aa, Ard, Aad, s, sd, S, P, Q, R, V):
         """Adds ``dG/dc`` to ``grad``; needs ``S`` for ``N = -S``, which is made in place, as is ``R = -P``."""
         g = lanes(grad, 0)
