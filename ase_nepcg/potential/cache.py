@@ -46,7 +46,7 @@ _KEEP_DAYS = 30
 _OPTIONS = {"nogil": True, "no_cfunc_wrapper": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 
-# What the functions are compiled with that kernels call. Always inlined: as functions of their own they would be part of
+# What functions that kernels call are compiled with. Always inlined: as functions of their own they would be part of
 # every kernel under one name, each copy optimised in its surroundings; the linker would take the one that was loaded
 # first for all, and the last bits of results would depend on the order in which a process loads its kernels.
 inlined = numba.njit(
