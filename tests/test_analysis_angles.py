@@ -120,6 +120,19 @@ def test_refusals(settings, message):
 def test_refusals_of_coordination():
     with pytest.raises(AnalysisError, match="says nothing about B-B"):
         analysis.coordination(mixture(1), {("A", "B"): 3.0}, pairs=[("B", "B")])
+    with pytest.raises(AnalysisError, match="r_max: A-B is there twice, with 3 and 2 Å"):
+        analysis.coordination(mixture(1), {("A", "B"): 3.0, ("B", "A"): 2.0})
+    for pairs in (5, "AB", [5], ["AB"], []):
+        with pytest.raises(AnalysisError, match="pairs: expected"):
+            analysis.coordination(mixture(1), 3.0, pairs=pairs)
+    # may be anything that can be gone through once
+    once = analysis.coordination(mixture(1), 3.0, pairs=(pair for pair in [("A", "B")]))
+    assert once.pairs == (("A", "B"),)
+    for triplets in (5, "ABA", [5], ["ABA"]):
+        with pytest.raises(AnalysisError, match="triplets: expected"):
+            analysis.adf(mixture(1), 3.0, triplets=triplets)
+    with pytest.raises(AnalysisError, match="r_max: expected pairs of labels"):
+        analysis.adf(mixture(1), {3: 4.0})
     with pytest.raises(AnalysisError, match="r_max is too large"):
         analysis.coordination(mixture(1), 14.0)
     with pytest.raises(AnalysisError, match="same place"):

@@ -72,6 +72,9 @@ def test_speed_up():
     assert result.error < 0.5
     with pytest.raises(AnalysisError, match=r"species 'Xe': expected one of Ar"):
         analysis.speed_up(fast, slow, ("Xe", "Ar"))
+    for wrong in ("Ar", ("Ar",)):
+        with pytest.raises(AnalysisError, match="species: expected two labels"):
+            analysis.speed_up(fast, slow, wrong)
     with pytest.raises(AnalysisError, match="two positive diffusion coefficients"):
         analysis.speed_up(dataclasses.replace(fast, diffusion=-fast.diffusion), slow)
 

@@ -13,7 +13,7 @@ from ase_nepcg import MD, NEP, analysis
 from ase_nepcg.analysis import AnalysisError
 from ase_nepcg.analysis.frames import observe, read_frames, spacing_fs
 from ase_nepcg.data import WATER_BEAD, water_beads
-from ase_nepcg.labels import get_labels
+from ase_nepcg.labels import get_labels, set_labels
 from ase_nepcg.md import MSD, NVE, RDF, VACF, HeatCurrent, Thermo
 from ase_nepcg.md.outputs import open_output
 
@@ -102,7 +102,8 @@ def test_spacing(run):
         spacing_fs("run.xyz", *frames, 10.0)
     plain = [Atoms("H"), Atoms("H")]
     assert spacing_fs(plain, *plain, 5.0) == 5.0
-    assert spacing_fs(plain, *plain, None) is None
+    with pytest.raises(AnalysisError, match="the time between frames is not known; give frame_fs"):
+        spacing_fs(plain, *plain, None)
     for bad in (0.0, -1.0, np.nan, "20"):
         with pytest.raises(AnalysisError, match="frame_fs: expected the time"):
             spacing_fs(plain, *plain, bad)
@@ -122,6 +123,25 @@ def walk(n=40, wrapped=False):
     return frames
 
 
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ((1.0, 1.0), "the second frame is 0 fs later than the first"),
+        ((1.0, 0.5), "the second frame is -500 fs later than the first"),
+        ((1.0, np.nan), "frame 1: time_ps is nan"),
+        (("1.0", 2.0), "frame 0: time_ps is '1.0', expected a number"),
+    ],
+)
+def test_times_that_make_no_sense(times, message):
+    frames = walk(2)
+    for frame, time in zip(frames, times, strict=True):
+        frame.info["time_ps"] = time
+    with pytest.raises(AnalysisError, match=message):
+        analysis.diffusion(frames, 3, origins_every=1)
+    # which do not matter here
+    assert analysis.rdf(frames, 3.0).samples == 2
+
+
 def test_wrapped_positions_are_refused_or_unwrapped():
     expected = analysis.diffusion(walk(), 10, frame_fs=1.0)
     with pytest.raises(AnalysisError, match=r"site \d moves by more than half the cell .* unwrap=True"):
@@ -130,6 +150,38 @@ def test_wrapped_positions_are_refused_or_unwrapped():
     np.testing.assert_allclose(found.msd, expected.msd, rtol=1e-10)
 
 
+@pytest.mark.parametrize("pbc", [True, (True, False, True)])
+def test_unwrapped_where_the_cell_changes(pbc):
+    """As of a barostat: sites follow the cell, and cross it several times."""
+    rng = np.random.default_rng(5)
+    fractions = rng.random((6, 3))
+    whole, wrapped = [], []
+    for _ in range(60):
+        fractions += rng.normal(scale=0.08, size=(6, 3)) + np.array([0.05, 0.0, 0.0])
+        cell = np.array([[6.0, 0, 0], [1, 5, 0], [0.5, 1, 4.5]]) * (1 + 0.03 * rng.normal(size=3))
+        whole.append(Atoms("H6", positions=fractions @ cell, cell=cell, pbc=pbc))
+        wrapped.append(whole[-1].copy())
+        wrapped[-1].wrap()
+    assert np.abs(whole[-1].positions - wrapped[-1].positions).max() > 10
+    expected = analysis.diffusion(whole, 20, frame_fs=1.0)
+    found = analysis.diffusion(wrapped, 20, frame_fs=1.0, unwrap=True)
+    np.testing.assert_allclose(found.msd, expected.msd, rtol=1e-10)
+
+
+def _flat(frames):
+    frames[5].cell[2] = frames[5].cell[1]
+
+
+PROPERTIES = {
+    "rdf": lambda frames: analysis.rdf(frames, 3.0),
+    "adf": lambda frames: analysis.adf(frames, 3.0),
+    "coordination": lambda frames: analysis.coordination(frames, 3.0),
+    "diffusion": lambda frames: analysis.diffusion(frames, 3, origins_every=1, frame_fs=10.0),
+    "vdos": lambda frames: analysis.vdos(frames, 300.0, segments=1, frame_fs=10.0),
+}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -138,23 +190,60 @@ def test_wrapped_positions_are_refused_or_unwrapped():
         (lambda frames: frames[5].set_pbc([True, True, False]), "frame 5 has pbc"),
         (lambda frames: frames[5].positions.__setitem__((2, 1), np.nan), "frame 5: positions are not finite"),
         (lambda frames: frames[5].cell.array.__setitem__((2, 1), np.inf), "frame 5: cell are not finite"),
+        (lambda frames: frames[0].cell.array.__setitem__((2, 1), np.nan), "frame 0: cell are not finite"),
+        (lambda frames: frames[6].arrays["momenta"].__setitem__((2, 1), np.nan), "frame 6: momenta are not finite"),
+        (_flat, r"frame 5: pbc is \[True, True, True\], but the cell .* has no vectors for that"),
         (lambda frames: frames.__setitem__(5, "frame"), "expected frames .*, got str"),
     ],
 )
-def test_frames_that_do_not_belong_together(change, message):
-    frames = walk(8)
+def test_frames_that_do_not_belong_together(name, change, message):
+    frames = walk(12)
+    for frame in frames:
+        frame.set_momenta(np.ones((4, 3)))
+    PROPERTIES[name](frames)
     change(frames)
     error = FileNotFoundError if "got str" in message else AnalysisError
     with pytest.raises(error, match=None if error is FileNotFoundError else message):
-        analysis.rdf(frames, 3.0)
+        PROPERTIES[name](frames)
+
+
+def test_velocities_need_momenta_and_masses():
+    beads = walk(12)
+    for frame in beads:
+        set_labels(frame, "WAT")
+        frame.set_momenta(np.ones((4, 3)))
+    needing = {
+        "vdos": PROPERTIES["vdos"],
+        "vacf": lambda frames: analysis.vacf(frames, 3, origins_every=1, frame_fs=10.0),
+        "drift": lambda frames: analysis.diffusion(frames, 3, origins_every=1, frame_fs=10.0, remove_drift=True),
+    }
+    for measure in needing.values():
+        with pytest.raises(AnalysisError, match="frame 0: the beads have no masses"):
+            measure(beads)
+    PROPERTIES["diffusion"](beads)
+    for frame in beads:
+        frame.set_masses(np.full(4, 18.0))
+    for measure in needing.values():
+        measure(beads)
+    del beads[7].arrays["momenta"]
+    for name in ("vdos", "vacf"):
+        with pytest.raises(AnalysisError, match="frame 7 has no momenta"):
+            needing[name](beads)
 
 
 def test_gap_in_time():
     frames = walk(10)
     for k, frame in enumerate(frames):
         frame.info["time_ps"] = 0.1 * k + (0.5 if k > 6 else 0.0)
-    with pytest.raises(AnalysisError, match="frames 6 and 7 are 600 fs apart, others 100 fs"):
-        analysis.diffusion(frames, 3, origins_every=1)
+        frame.set_momenta(np.ones((4, 3)))
+    for measure in (
+        lambda: analysis.diffusion(frames, 3, origins_every=1),
+        lambda: analysis.vacf(frames, 3, origins_every=1),
+        lambda: analysis.vdos(frames, 300.0, segments=1),
+    ):
+        with pytest.raises(AnalysisError, match="frames 6 and 7 are 600 fs apart, others 100 fs"):
+            measure()
+    assert analysis.rdf(frames, 3.0).samples == 10
 
 
 def test_bad_sources(tmp_path):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from ase.neighborlist import neighbor_list
 
 from ..errors import closest
-from ..labels import get_labels
 from ..md.observers.base import standard_errors
 from .blocks import FrameAverage
-from .frames import AnalysisError, count_of, positive, read_frames
+from .frames import AnalysisError, Series, count_of, positive
 
 __all__ = ["ADFResult", "CoordinationResult", "adf", "coordination"]
 
@@ -50,16 +50,12 @@ def adf(frames, r_max, bins: int = 180, *, triplets=None) -> ADFResult:
     :class:`AnalysisError`.
     """
     count_of("bins", bins, 1, "a positive number of bins")
-    wanted, average, labels = None, FrameAverage(), None
+    average, series = FrameAverage(), Series(frames)
+    labels = series.labels
+    cutoffs = _cutoffs(r_max, labels)
+    wanted = None if triplets is None else _triplets(triplets, labels)
     edges = np.linspace(0.0, 180.0, bins + 1)
-    for number, frame in enumerate(read_frames(frames)):
-        own = get_labels(frame)
-        if labels is None:
-            labels = own
-            cutoffs = _cutoffs(r_max, labels)
-            wanted = None if triplets is None else _triplets(triplets, labels)
-        elif not np.array_equal(own, labels):
-            raise AnalysisError(f"frame {number} has other sites than frame 0")
+    for frame in series:
         found = _angles(frame, labels, cutoffs)
         if wanted is None:
             wanted = [key for key, angles in sorted(found.items()) if len(angles)]
@@ -139,15 +135,11 @@ _MOST_NEIGHBOURS = 200
 
 def coordination(frames, r_max, *, pairs=None) -> CoordinationResult:
     """How many neighbours closer than ``r_max`` sites have; arguments as of :func:`adf`, ``pairs`` of labels."""
-    average, labels = FrameAverage(), None
-    for number, frame in enumerate(read_frames(frames)):
-        own = get_labels(frame)
-        if labels is None:
-            labels = own
-            cutoffs = _cutoffs(r_max, labels)
-            pairs = _ordered_pairs(pairs, labels, cutoffs)
-        elif not np.array_equal(own, labels):
-            raise AnalysisError(f"frame {number} has other sites than frame 0")
+    average, series = FrameAverage(), Series(frames)
+    labels = series.labels
+    cutoffs = _cutoffs(r_max, labels)
+    pairs = _ordered_pairs(pairs, labels, cutoffs)
+    for frame in series:
         i, j, _ = _neighbours(frame, labels, cutoffs)
         rows = []
         for centre, neighbour in pairs:
@@ -178,10 +170,10 @@ def _cutoffs(r_max, labels) -> dict:
         r_max = dict.fromkeys(itertools.combinations_with_replacement(there, 2), r_max)
     cutoffs = {}
     for pair, value in r_max.items():
-        if isinstance(pair, str) or len(pair) != 2:
-            raise AnalysisError(f"r_max: expected pairs of labels as keys, like ('O', 'H'), got {pair!r}")
-        _require(pair, there)
-        cutoffs[tuple(sorted(pair))] = positive("r_max", value, "a positive number of Å")
+        key = tuple(sorted(_labels_of("r_max", pair, 2, there)))
+        value = positive("r_max", value, "a positive number of Å")
+        if cutoffs.setdefault(key, value) != value:
+            raise AnalysisError(f"r_max: {key[0]}-{key[1]} is there twice, with {cutoffs[key]:g} and {value:g} Å")
     if not cutoffs:
         raise AnalysisError("r_max: expected at least one pair of labels")
     return cutoffs
@@ -204,11 +196,8 @@ def _neighbours(frame, labels, cutoffs):
 def _triplets(triplets, labels) -> list:
     there = np.unique(labels).tolist()
     found = []
-    for triplet in triplets:
-        if isinstance(triplet, str) or len(triplet) != 3:
-            raise AnalysisError(f"triplets: expected triplets of labels, like ('H', 'O', 'H'), got {triplet!r}")
-        _require(triplet, there)
-        one, centre, two = triplet
+    for triplet in _listed("triplets", triplets):
+        one, centre, two = _labels_of("triplets", triplet, 3, there)
         found.append((min(one, two), centre, max(one, two)))
     if not found or len(set(found)) < len(found):
         raise AnalysisError(f"triplets: expected different triplets of labels, got {triplets!r}")
@@ -219,16 +208,29 @@ def _ordered_pairs(pairs, labels, cutoffs) -> list:
     if pairs is None:
         return sorted({pair for a, b in cutoffs for pair in ((a, b), (b, a))})
     there = np.unique(labels).tolist()
-    for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2:
-            raise AnalysisError(f"pairs: expected pairs of labels, like ('O', 'H'), got {pair!r}")
-        _require(pair, there)
+    found = [_labels_of("pairs", pair, 2, there) for pair in _listed("pairs", pairs)]
+    if not found:
+        raise AnalysisError("pairs: expected at least one pair of labels")
+    for pair in found:
         if tuple(sorted(pair)) not in cutoffs:
             raise AnalysisError(f"pairs: r_max says nothing about {pair[0]}-{pair[1]}")
-    return [tuple(pair) for pair in pairs]
+    return found
 
 
-def _require(names, there) -> None:
-    for label in names:
+def _listed(name, value) -> list:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise AnalysisError(f"{name}: expected a list, got {value!r}")
+    return list(value)
+
+
+_EXAMPLES = {2: "pairs of labels, like ('O', 'H')", 3: "triplets of labels, like ('H', 'O', 'H')"}
+
+
+def _labels_of(name, value, count, there) -> tuple:
+    """``value`` as a tuple of ``count`` labels that are there."""
+    if not isinstance(value, tuple | list) or len(value) != count:
+        raise AnalysisError(f"{name}: expected {_EXAMPLES[count]}, got {value!r}")
+    for label in value:
         if label not in there:
             raise AnalysisError(f"there is no site {label!r}: {closest(str(label), there)}")
+    return tuple(value)

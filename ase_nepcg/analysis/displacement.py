@@ -93,6 +93,8 @@ def speed_up(fast: MSDResult, slow: MSDResult, species=None) -> SpeedUp:
                 f"{', '.join(slow.species)}"
             )
         species = fast.species[0], slow.species[0]
+    if isinstance(species, str) or len(species) != 2:
+        raise AnalysisError(f"species: expected two labels, of the fast and of the slow system, got {species!r}")
     values = []
     for label, result in zip(species, (fast, slow), strict=True):
         if label not in result.species:

@@ -18,12 +18,22 @@ from ase.geometry import find_mic
 from ase.io import Trajectory
 
 from ..errors import NepCGError, is_integer, is_number
-from ..labels import get_labels, set_labels
+from ..labels import get_labels, has_labels, set_labels
 from ..md.observers import MSD, VACF, Thermo
 from ..md.observers.base import Observer, ObserverInfo
 from ..md.state import make_state
 
-__all__ = ["AnalysisError", "count_of", "observe", "positive", "read_amber", "read_frames", "spacing_fs"]
+__all__ = [
+    "AnalysisError",
+    "Series",
+    "count_of",
+    "observe",
+    "positive",
+    "read_amber",
+    "read_frames",
+    "require_masses",
+    "spacing_fs",
+]
 
 # relative difference of two times between frames that are called equal: files store times in single precision
 _SAME_TIME = 1e-3
@@ -135,24 +145,31 @@ def _name(source) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
 
 
-def spacing_fs(source, first: Atoms, second: Atoms | None, frame_fs: float | None) -> float | None:
-    """Time between frames in fs: what the caller says, or what the files know; None if nobody does.
+def spacing_fs(source, first: Atoms, second: Atoms | None, frame_fs: float | None) -> float:
+    """Time between frames in fs: what the caller says, or what the files know.
 
     ``.traj`` files of ASE's drivers and of MD hold time step and interval, ``.xyz`` and ``.nc`` files of MD the time of
-    each frame. Raises :class:`AnalysisError` where caller and file contradict each other.
+    each frame. Raises :class:`AnalysisError` where nobody knows it, or caller and file contradict each other.
     """
     if frame_fs is not None:
         positive("frame_fs", frame_fs, "the time between frames in fs")
     known = None
     if second is not None and "time_ps" in first.info and "time_ps" in second.info:
-        known = 1000.0 * (float(second.info["time_ps"]) - float(first.info["time_ps"]))
+        known = 1000.0 * (_time(second, 1) - _time(first, 0))
     elif isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(".traj"):
         with Trajectory(os.fspath(source)) as reader:
             about = getattr(reader, "description", None) or {}
         if "timestep" in about and "interval" in about:
             known = about["timestep"] * about["interval"] / units.fs
+    if known is not None and not 0 < known < np.inf:
+        raise AnalysisError(
+            f"{_name(source)}: the second frame is {known:g} fs later than the first; frames must be in the order of "
+            "time, each only once"
+        )
+    if frame_fs is None and known is None:
+        raise AnalysisError(f"{_name(source)}: the time between frames is not known; give frame_fs")
     if frame_fs is None or known is None:
-        return frame_fs if known is None else known
+        return float(frame_fs if known is None else known)
     if abs(known / frame_fs - 1.0) > _SAME_TIME:
         raise AnalysisError(
             f"{_name(source)}: frame_fs={frame_fs:g} was given, but the file says {known:g} fs between frames; leave "
@@ -161,54 +178,112 @@ def spacing_fs(source, first: Atoms, second: Atoms | None, frame_fs: float | Non
     return float(frame_fs)
 
 
-class _State:
-    """The state that observers look at, renewed frame by frame."""
+def _time(frame, number) -> float:
+    time = frame.info["time_ps"]
+    if not is_number(time) or not np.isfinite(time):
+        raise AnalysisError(f"frame {number}: time_ps is {time!r}, expected a number")
+    return float(time)
 
-    def __init__(self, first: Atoms, frame_fs: float | None, unwrap: bool):
-        self.labels = get_labels(first)
-        table, place = np.unique(self.labels, return_index=True)
-        self.species = tuple(table[np.argsort(place)].tolist())
-        types = np.array([self.species.index(label) for label in self.labels.tolist()])
-        self._unwrap, self._frame_fs = unwrap, frame_fs
-        self._last = self._time = None
-        self.state = make_state(
-            [first.positions], [_velocities(first)], [first.get_masses()], [types], first.cell.array, first.pbc
-        )
 
-    def show(self, frame: Atoms, number: int) -> None:
-        """Frame ``number`` of the trajectory into the state."""
-        s = self.state
+class Series:
+    """Frames of a source that belong together: iterate for the frames, each checked against the first.
+
+    All have the same labels and ``pbc``, finite numbers, and cells whose periodic vectors are independent. With
+    ``moving`` they all have momenta, and masses where those of elements would be wrong. ``labels`` (N,) are known
+    from the start; ``head``: the first two frames (or one). :meth:`every` asks for the same time between them.
+    """
+
+    def __init__(self, source, *, moving: bool = False):
+        self._source, self._moving, self._spacing = source, moving, None
+        self._frames = read_frames(source)
+        self.head = list(itertools.islice(self._frames, 2))
+        self.labels, self.pbc = get_labels(self.head[0]), self.head[0].pbc.copy()
+
+    def every(self, frame_fs: float | None) -> float:
+        """Time between frames in fs, see :func:`spacing_fs`, which later frames must have, too."""
+        self._spacing = spacing_fs(self._source, self.head[0], self.head[1] if len(self.head) > 1 else None, frame_fs)
+        return self._spacing
+
+    def __iter__(self) -> Iterator[Atoms]:
+        last = None
+        for number, frame in enumerate(itertools.chain(self.head, self._frames)):
+            self._check(frame, number)
+            time = _time(frame, number) if self._spacing and "time_ps" in frame.info else None
+            if None not in (last, time):
+                self._check_time(last, time, number)
+            last = time
+            yield frame
+
+    def _check(self, frame, number) -> None:
         if not np.array_equal(get_labels(frame), self.labels):
             raise AnalysisError(
                 f"frame {number} has other sites than frame 0 ({len(frame)} and {len(self.labels)} of them); a "
                 "trajectory has the same sites in the same order in all frames"
             )
-        if not np.array_equal(frame.pbc, s.pbc[0]):
-            raise AnalysisError(f"frame {number} has pbc {frame.pbc.tolist()}, frame 0 {s.pbc[0].tolist()}")
-        velocities = _velocities(frame)
-        for name, value in (("positions", frame.positions), ("momenta", velocities), ("cell", frame.cell.array)):
+        if not np.array_equal(frame.pbc, self.pbc):
+            raise AnalysisError(f"frame {number} has pbc {frame.pbc.tolist()}, frame 0 {self.pbc.tolist()}")
+        if self._moving:
+            if not frame.has("momenta"):
+                raise AnalysisError(f"frame {number} has no momenta, which this property is made of")
+            require_masses(frame, number)
+        for name in ("positions", "momenta", "cell"):
+            value = frame.cell.array if name == "cell" else frame.arrays.get(name, 0.0)
             if not np.isfinite(value).all():
                 raise AnalysisError(f"frame {number}: {name} are not finite; the run has failed before")
-        self._check_time(frame, number)
-        if self._last is None or not self._unwrap:
-            s.x[:] = frame.positions
-        else:
-            # the nearest image of where it was
-            s.x[:] += find_mic(frame.positions - self._last, frame.cell, frame.pbc)[0]
-        self._last = frame.positions.copy()
-        s.cell[0], s.v[:] = frame.cell.array, velocities
+        periodic = frame.cell.array[frame.pbc]
+        if np.linalg.matrix_rank(periodic) < len(periodic):
+            raise AnalysisError(
+                f"frame {number}: pbc is {frame.pbc.tolist()}, but the cell {frame.cell.array.tolist()} has no vectors "
+                "for that (zero, or not independent)"
+            )
 
-    def _check_time(self, frame, number) -> None:
-        time = frame.info.get("time_ps")
-        if self._frame_fs is not None and None not in (time, self._time):
-            step = 1000.0 * (time - self._time)
-            # files in single precision resolve 1e-7 of the time since the start
-            if abs(step - self._frame_fs) > _SAME_TIME * self._frame_fs + 1e-3 * abs(time):
-                raise AnalysisError(
-                    f"frames {number - 1} and {number} are {step:g} fs apart, others {self._frame_fs:g} fs: the file "
-                    "has a gap, or several runs are in it; analyse the parts on their own"
-                )
-        self._time = time
+    def _check_time(self, last, time, number) -> None:
+        step = 1000.0 * (time - last)
+        # files in single precision resolve 1e-7 of the time since the start
+        if abs(step - self._spacing) > _SAME_TIME * self._spacing + 1e-3 * abs(time):
+            raise AnalysisError(
+                f"frames {number - 1} and {number} are {step:g} fs apart, others {self._spacing:g} fs: the file "
+                "has a gap, or several runs are in it; analyse the parts on their own"
+            )
+
+
+def require_masses(frame: Atoms, number: int = 0) -> None:
+    """Raises :class:`AnalysisError` where the masses would be those of elements that beads are only called after."""
+    if not frame.has("masses") and (has_labels(frame) or (frame.numbers == 0).any()):
+        raise AnalysisError(
+            f"frame {number}: the beads have no masses (those of the elements would be used, which are wrong): give "
+            "frames with atoms.set_masses(...)"
+        )
+
+
+class _State:
+    """The state that observers look at, renewed frame by frame."""
+
+    def __init__(self, first: Atoms, labels, unwrap: bool):
+        table, place = np.unique(labels, return_index=True)
+        self.species = tuple(table[np.argsort(place)].tolist())
+        types = np.array([self.species.index(label) for label in labels.tolist()])
+        self._unwrap, self._last = unwrap, None
+        self._images = np.zeros((len(first), 3))
+        self.state = make_state(
+            [first.positions], [_velocities(first)], [first.get_masses()], [types], first.cell.array, first.pbc
+        )
+
+    def show(self, frame: Atoms) -> None:
+        """A frame into the state."""
+        s = self.state
+        s.x[:] = frame.positions
+        if self._unwrap:
+            cell = frame.cell.complete()
+            fractions = cell.scaled_positions(frame.positions)
+            if self._last is not None:
+                # the nearest image of where it was. Counted in cells, which change their size from frame to frame
+                moved = (fractions - self._last) @ cell.array
+                nearest = find_mic(moved, frame.cell, frame.pbc)[0]
+                self._images += np.round(cell.scaled_positions(nearest - moved))
+            self._last = fractions
+            s.x[:] += self._images @ cell.array
+        s.cell[0], s.v[:] = frame.cell.array, _velocities(frame)
 
     def check_jumps(self, before: np.ndarray, number: int) -> None:
         """Refuse sites that were moved to another image between two frames."""
@@ -248,20 +323,19 @@ def observe(observer: Observer, source, *, frame_fs: float | None = None, unwrap
             "(MD.attach)"
         )
     timed, moving = isinstance(observer, MSD | VACF), isinstance(observer, MSD)
-    frames = read_frames(source)
-    head = list(itertools.islice(frames, 2))
-    spacing = spacing_fs(source, head[0], head[1] if len(head) > 1 else None, frame_fs)
-    if timed and spacing is None:
-        raise AnalysisError(f"{_name(source)}: the time between frames is not known; give frame_fs")
-    if isinstance(observer, VACF) and not head[0].has("momenta"):
-        raise AnalysisError(f"{_name(source)}: the frames have no momenta, which velocity autocorrelations need")
-    shown = _State(head[0], spacing, unwrap)
-    info = ObserverInfo(timestep_fs=spacing or 1.0, interval=1, species=shown.species)
-    ints, floats = observer.allocate(shown.state, 0, info)
-    kernel = observer.kernel()
-    for number, frame in enumerate(itertools.chain(head, frames)):
+    frames = Series(source, moving=isinstance(observer, VACF))
+    spacing = frames.every(frame_fs) if timed else 1.0
+    if timed and observer.remove_drift:
+        require_masses(frames.head[0])
+    shown = None
+    for number, frame in enumerate(frames):
+        if shown is None:
+            shown = _State(frame, frames.labels, unwrap)
+            info = ObserverInfo(timestep_fs=spacing, interval=1, species=shown.species)
+            ints, floats = observer.allocate(shown.state, 0, info)
+            kernel = observer.kernel()
         before = shown.state.x.copy() if moving and number and not unwrap else None
-        shown.show(frame, number)
+        shown.show(frame)
         if before is not None:
             shown.check_jumps(before, number)
         kernel(shown.state, 0, number, ints, floats)

@@ -17,8 +17,7 @@ from ase import units
 from scipy.signal import get_window
 from scipy.signal import welch as _welch
 
-from ..labels import get_labels
-from .frames import AnalysisError, count_of, positive, read_frames, spacing_fs
+from .frames import AnalysisError, Series, count_of, positive
 
 __all__ = ["VDOSResult", "vdos"]
 
@@ -52,26 +51,15 @@ def vdos(frames, temperature_K: float, *, segments: int = 8, frame_fs=None) -> V
     """Density of states of a trajectory with momenta.
 
     ``frames``: as of :func:`~ase_nepcg.analysis.frames.read_frames`, evenly spaced, so closely that the fastest motion
-    has several frames per period; ``segments``: pieces of the trajectory (overlapping by half, Hann window) that are
-    averaged: more of them make errors smaller and lines broader. Raises :class:`AnalysisError`.
+    has several frames per period; ``frame_fs``: time between them where the file does not know it; ``segments``: pieces
+    of the trajectory (overlapping by half, Hann window) that are averaged: more of them make errors smaller and lines
+    broader. Raises :class:`AnalysisError`.
     """
     positive("temperature_K", temperature_K)
     count_of("segments", segments, 1, "a positive number")
-    velocities, labels, head = [], None, []
-    for number, frame in enumerate(read_frames(frames)):
-        if not frame.has("momenta"):
-            raise AnalysisError(f"frame {number} has no momenta, which a density of states is made of")
-        own = get_labels(frame)
-        if labels is None:
-            labels, masses = own, frame.get_masses()
-        elif not np.array_equal(own, labels):
-            raise AnalysisError(f"frame {number} has other sites than frame 0")
-        if number < 2:
-            head.append(frame)
-        velocities.append(frame.arrays["momenta"] / masses[:, None])
-    spacing = spacing_fs(frames, head[0], head[1] if len(head) > 1 else None, frame_fs)
-    if spacing is None:
-        raise AnalysisError("the time between frames is not known; give frame_fs")
+    series = Series(frames, moving=True)
+    spacing, labels, masses = series.every(frame_fs), series.labels, series.head[0].get_masses()
+    velocities = [frame.arrays["momenta"] / masses[:, None] for frame in series]
     v = np.array(velocities)
     # segments that overlap by half
     length = 2 * len(v) // (segments + 1)
