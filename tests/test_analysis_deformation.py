@@ -64,6 +64,59 @@ def test_free_sides_contract():
     assert np.isnan(result.poisson[0])
 
 
+def test_free_sides_are_at_their_pressure_before_the_pull():
+    """Half a GPa away from where the crystal is: sides that relaxed during the pull would show as a ratio."""
+    crystal = physics.crystal()
+    c11, c12, _ = slopes_at_rest(crystal)
+    pressure = -crystal.get_stress()[:3].mean() / units.GPa + 0.5
+    settings = SHORT | {"free": "yz", "pressure_GPa": pressure, "tau_p_fs": 50.0, "compressibility_per_GPa": 0.05}
+    result = analysis.stress_strain(crystal, "x", **(settings | {"equilibration_ps": 1.0}))
+    assert result.poisson[1:].mean() == pytest.approx(c12 / (c11 + c12), rel=0.15)
+    assert np.abs(result.stress_GPa[:, 1:3] + pressure).max() < 0.05
+    assert np.abs(result.lateral[0, 1:]).max() < 2e-4
+
+
+def test_ends_at_the_largest_strain():
+    """Windows of 10, 11, 11 and 11 samples for 434 steps, of which the last four belong to none."""
+    settings = SHORT | {"max_strain": 0.000868, "windows": 4, "rate_per_ps": -0.001}
+    result = analysis.stress_strain(physics.crystal(), "x", **settings)
+    step = 2e-6
+    samples = -step * 10 * np.arange(1, 44)
+    expected = [part.mean() for part in np.split(samples, [10, 21, 32])]
+    np.testing.assert_allclose(result.strain, expected, rtol=1e-9)
+    # the fit goes as far as there are data
+    assert result.linear == 0.000868
+
+
+def test_what_a_fit_needs_is_known_before_the_run(monkeypatch):
+    monkeypatch.setattr("ase_nepcg.analysis.deformation.equilibrated", None)
+    with pytest.raises(AnalysisError, match="less than two windows end below this strain"):
+        analysis.stress_strain(physics.crystal(), "x", **(SHORT | {"linear": 0.0003}))
+
+
+def test_sheets_have_a_thickness():
+    sheet = physics.crystal()
+    sheet.cell[2] *= 2
+    sheet.pbc = [True, True, False]
+    with pytest.raises(AnalysisError, match=r"pbc is \[True, True, False\]: .* give the thickness_A"):
+        analysis.stress_strain(sheet, "x", **SHORT)
+    flat = sheet.copy()
+    flat.calc = sheet.calc
+    flat.cell[2] = 0
+    with pytest.raises(AnalysisError, match="the cell has no volume; give it a vector across"):
+        analysis.stress_strain(flat, "x", thickness_A=5.0, **SHORT)
+    found = {}
+    for height in (1.0, 2.0):
+        vacuum = sheet.copy()
+        vacuum.calc = sheet.calc
+        vacuum.cell[2] *= height
+        settings = SHORT | {"thickness_A": 5.0, "free": "y", "pressure_GPa": 0.5, "tau_p_fs": 50.0}
+        found[height] = analysis.stress_strain(vacuum, "x", **settings, compressibility_per_GPa=0.05 * height)
+    # a vacuum of another height changes the noise of the barostat only
+    np.testing.assert_allclose(found[2.0].stress_GPa, found[1.0].stress_GPa, atol=0.02)
+    assert found[2.0].modulus_GPa == pytest.approx(found[1.0].modulus_GPa, rel=0.05)
+
+
 def test_slopes_and_errors_of_made_up_numbers():
     rng, replicas = np.random.default_rng(1), 400
     strain = np.linspace(0.001, 0.019, 10)
@@ -93,6 +146,8 @@ def test_slopes_and_errors_of_made_up_numbers():
         ({"rate_per_ps": -0.01, "max_strain": 1.0}, AnalysisError, "a compression ends before 1"),
         ({"rate_per_ps": 0.0}, EnsembleError, "rate_per_ps"),
         ({"free": "x"}, EnsembleError, "free"),
+        ({"seed": -1}, AnalysisError, "seed: expected an integer of at least 0"),
+        ({"seed": 1.5}, AnalysisError, "seed: expected an integer"),
     ],
 )
 def test_refusals(settings, error, message):

@@ -1,4 +1,4 @@
-"""What the measurements of a thermal conductivity share: driven runs, checks, and the volume of a sheet."""
+"""What measurements along an axis share: driven runs for conductivities, and the volume of a sheet."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..md import HNEMD, MD
-from .frames import AnalysisError, count_of, positive
-from .runs import equilibrated
+from .frames import AnalysisError, positive
+from .runs import equilibrated, run_seed, steps_of
 
 
 def driven(
@@ -21,7 +21,7 @@ def driven(
     runs = []
     for k, (start, field) in enumerate(zip(starts, fields_per_A, strict=True)):
         ensemble = HNEMD(temperature_K, tuple(field.tolist()), convective=convective)
-        runs.append(MD(start, timestep_fs, ensemble, seed=seed + k, progress=progress))
+        runs.append(MD(start, timestep_fs, ensemble, seed=run_seed(seed, k), progress=progress))
     batch = MD.batch(runs)
     batch.run(steps_of(settle_ps, timestep_fs))
     return batch
@@ -33,18 +33,9 @@ def axis_number(axis) -> int:
     return "xyz".index(axis)
 
 
-def check_run(replicas, least, timestep_fs, temperature_K, **times) -> None:
-    count_of("replicas", replicas, least, f"an integer of at least {least}")
-    for name, value in ({"timestep_fs": timestep_fs, "temperature_K": temperature_K} | times).items():
-        positive(name, value)
-
-
-def steps_of(ps, timestep_fs) -> int:
-    return max(1, round(1000.0 * ps / timestep_fs))
-
-
 def sheet_scale(atoms, along, thickness_A) -> float:
-    """What conductivities along axis number ``along`` are multiplied by."""
+    """What conductivities along axis number ``along``, or stresses, are multiplied by: they refer to the volume of the
+    cell, of which a sheet of this thickness is a part."""
     if thickness_A is None:
         return 1.0
     positive("thickness_A", thickness_A)
@@ -55,6 +46,11 @@ def sheet_scale(atoms, along, thickness_A) -> float:
         )
     normal = np.cross(*np.delete(atoms.cell.array, across[0], axis=0))
     area = np.linalg.norm(normal)
+    if not atoms.cell.volume > 0:
+        raise AnalysisError(
+            "thickness_A: the cell has no volume; give it a vector across the sheet, "
+            f"atoms.center(vacuum=..., axis={across[0]})"
+        )
     if abs(normal[along]) > 1e-6 * area:
         raise AnalysisError(
             f"the axis {'xyz'[along]} is not in the plane of the sheet, where a thickness has a meaning"

@@ -1,18 +1,20 @@
 """Stress-strain curves: replicas of a system are stretched at a constant rate, all in one batch.
 
 Engineering strain ``L/L_0 - 1`` along an axis, true (Cauchy) stress. With the other axes free at zero pressure the
-initial slope is Young's modulus, and minus the ratio of the strains across and along is Poisson's ratio.
+initial slope is Young's modulus, and minus the ratio of the strains across and along is Poisson's ratio. Free axes are
+at their pressure before the pull begins: sides that were still relaxing would show as a ratio.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..md import MD, Deform
-from .frames import AnalysisError, count_of, positive
-from .runs import TAU_FS, equilibrated
+from ..md import MD, NPT, Deform
+from .conducting import axis_number, sheet_scale
+from .frames import AnalysisError, count_of
+from .runs import TAU_FS, check_run, equilibrated, run_seed, steps_of
 
 __all__ = ["StressStrain", "stress_strain"]
 
@@ -26,7 +28,8 @@ class StressStrain:
     """Averages over n windows of strain and over replicas, with standard errors from the scatter of the replicas.
 
     ``strain`` (n,): average of each window; ``stress_GPa`` (n, 6): xx, yy, zz, yz, xz, xy, positive under tension,
-    with ``stress_error``; ``lateral`` (n, 3): engineering strains of the three axes, with error. ``modulus_GPa``: slope
+    with ``stress_error``; ``lateral`` (n, 3): engineering strains of the three axes, from the average lengths at which
+    the pull begins, with error. ``modulus_GPa``: slope
     of the stress along the axis below ``linear``; ``poisson`` (3,): minus the ratio of the slopes of the lateral
     strains and of the strain, NaN for the axis itself and for axes that were held; both with error.
     """
@@ -68,6 +71,7 @@ def stress_strain(
     compressibility_per_GPa: float = 0.45,
     windows: int = 20,
     linear: float = 0.02,
+    thickness_A: float | None = None,
     replicas: int = 4,
     timestep_fs: float = 2.0,
     equilibration_ps: float = 5.0,
@@ -76,16 +80,23 @@ def stress_strain(
 ) -> StressStrain:
     """Stretch (or, with a negative rate, compress) ``atoms`` along ``axis`` up to ``max_strain`` (positive).
 
-    ``atoms``: with a :class:`~ase_nepcg.NEP` calculator, at the size from which strains are counted. ``free``,
+    ``atoms``: with a :class:`~ase_nepcg.NEP` calculator, at the length from which strains are counted. ``free``,
     ``pressure_GPa``, ``tau_p_fs``, ``compressibility_per_GPa``: of the other axes, see :class:`ase_nepcg.md.Deform`;
-    ``replicas``: runs with other velocities (at least two), equilibrated at constant volume first; ``linear``: strain
-    up to which the moduli are fitted. Raises :class:`AnalysisError`, and EnsembleError for settings of ``Deform``.
+    ``replicas``: runs with other velocities (at least two), which equilibrate for ``equilibration_ps`` first, their
+    free axes at ``pressure_GPa``, the others as they are (give several ``tau_p_fs`` if axes are free). ``linear``:
+    strain up to which the moduli are fitted, the average strains of at least two windows. ``thickness_A``: of a sheet,
+    to whose volume stresses and ``pressure_GPa`` then refer; needed if a direction is not periodic. Raises
+    :class:`AnalysisError`, and EnsembleError for settings of ``Deform``.
     """
-    settings = {"max_strain": max_strain, "temperature_K": temperature_K, "linear": linear, "timestep_fs": timestep_fs}
-    for name, value in (settings | {"equilibration_ps": equilibration_ps}).items():
-        positive(name, value)
-    for name, value in (("windows", windows), ("replicas", replicas)):
-        count_of(name, value, 2, "an integer of at least 2")
+    check_run(
+        *(seed, replicas),
+        max_strain=max_strain,
+        temperature_K=temperature_K,
+        linear=linear,
+        timestep_fs=timestep_fs,
+        equilibration_ps=equilibration_ps,
+    )
+    count_of("windows", windows, 2, "an integer of at least 2")
     deform = Deform(
         *(axis, rate_per_ps, temperature_K, TAU_FS),
         free=free,
@@ -93,31 +104,81 @@ def stress_strain(
         tau_p_fs=tau_p_fs,
         compressibility_per_GPa=compressibility_per_GPa,
     )
+    scale = _scale(atoms, deform, thickness_A)
+    deform = replace(deform, pressure_GPa=deform.pressure_GPa / scale)
     if rate_per_ps < 0 and max_strain >= 1:
         raise AnalysisError(f"max_strain: a compression ends before 1, got {max_strain:g}")
-    steps = max_strain / (abs(rate_per_ps) * timestep_fs * 1e-3)
+    linear = min(linear, max_strain)
+    steps = round(max_strain / (abs(rate_per_ps) * timestep_fs * 1e-3))
     sample = max(1, round(_SAMPLE_FS / timestep_fs))
-    per_window = round(steps / windows / sample)
-    if per_window < 1:
+    if steps // sample < windows:
         raise AnalysisError(
-            f"windows: {windows} windows for {steps:.0f} steps leave less than one sample ({sample} steps) for each; "
+            f"windows: {windows} windows for {steps} steps leave less than one sample ({sample} steps) for each; "
             "use fewer, or a smaller rate"
         )
-    settle = round(1000.0 * equilibration_ps / timestep_fs)
-    starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, settle, seed, progress)
-    pulled = [MD(start, timestep_fs, deform, seed=seed + k, progress=progress) for k, start in enumerate(starts)]
+    # samples in windows that are as equal as whole numbers allow
+    ends = np.arange(1, windows + 1) * (steps // sample) // windows
+    strains = [rows.mean() for rows in np.split(_strains(deform, timestep_fs, sample, ends[-1]), ends[:-1])]
+    _linear(np.array(strains), linear)
+    settle = steps_of(equilibration_ps, timestep_fs)
+    starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, settle, seed, progress, _at_rest(deform))
+    pulled = [
+        MD(start, timestep_fs, deform, seed=run_seed(seed, k), progress=progress) for k, start in enumerate(starts)
+    ]
+    extent = np.mean([_extent(start) for start in starts], axis=0)
     samples = [[] for _ in pulled]
-    extent = np.abs(atoms.cell.array).max(axis=0)
     for rows, run in zip(samples, pulled, strict=True):
 
         def look(rows=rows, run=run):
             if run.nsteps:
-                rows.append([*run.stress_GPa(), *(np.abs(run.atoms.cell.array).max(axis=0) / extent - 1.0)])
+                rows.append([*(scale * run.stress_GPa()), *(_extent(run.atoms) / extent - 1.0)])
 
         run.attach(look, sample)
-    MD.batch(pulled).run(windows * per_window * sample)
-    table = np.array(samples).reshape(replicas, windows, per_window, 9).mean(axis=2)
-    return _evaluate(deform, table, linear)
+    MD.batch(pulled).run(steps)
+    table = [[part.mean(axis=0) for part in np.split(np.array(rows)[: ends[-1]], ends[:-1])] for rows in samples]
+    return _evaluate(deform, np.array(table), linear)
+
+
+def _scale(atoms, deform, thickness_A) -> float:
+    """What stresses are multiplied by."""
+    if thickness_A is None and not atoms.pbc.all():
+        raise AnalysisError(
+            f"pbc is {atoms.pbc.tolist()}: stresses refer to a volume, and that of the cell has a vacuum in it; give "
+            "the thickness_A of the sheet"
+        )
+    return sheet_scale(atoms, axis_number(deform.axis), thickness_A)
+
+
+def _at_rest(deform):
+    """The ensemble before the pull: free axes at their pressure, the others at rest. None if all are."""
+    if deform.free is None:
+        return None
+    return NPT(
+        *(deform.temperature_K, tuple(deform.pressure_GPa if k in deform.free else None for k in "xyz")),
+        *(TAU_FS, deform.tau_p_fs),
+        coupling="anisotropic",
+        compressibility_per_GPa=deform.compressibility_per_GPa,
+    )
+
+
+def _extent(atoms) -> np.ndarray:
+    return np.abs(atoms.cell.array).max(axis=0)
+
+
+def _strains(deform, timestep_fs, sample, count) -> np.ndarray:
+    """Strains at which samples are taken."""
+    return deform.rate_per_ps * 1e-3 * timestep_fs * sample * np.arange(1, count + 1)
+
+
+def _linear(strain, linear) -> np.ndarray:
+    """Which windows the slopes are fitted to."""
+    use = np.abs(strain) <= linear
+    if np.count_nonzero(use) < 2:
+        raise AnalysisError(
+            f"linear={linear:g}: less than two windows end below this strain, the first two are at {strain[0]:.3g} and "
+            f"{strain[1]:.3g}; use more windows or a larger linear"
+        )
+    return use
 
 
 def _evaluate(deform, table, linear) -> StressStrain:
@@ -127,12 +188,7 @@ def _evaluate(deform, table, linear) -> StressStrain:
     mean = table.mean(axis=0)
     error = table.std(axis=0, ddof=1) / np.sqrt(replicas)
     strain = mean[:, 6 + along]
-    use = np.abs(strain) <= linear
-    if np.count_nonzero(use) < 2:
-        raise AnalysisError(
-            f"linear={linear:g}: less than two windows end below this strain, the first two are at {strain[0]:.3g} and "
-            f"{strain[1]:.3g}; use more windows or a larger linear"
-        )
+    use = _linear(strain, linear)
     x = strain[use] - strain[use].mean()
     slopes = np.einsum("w,rwc->rc", x / (x @ x), table[:, use])
     poisson = -slopes[:, 6:]

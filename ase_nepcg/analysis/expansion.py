@@ -15,7 +15,7 @@ import numpy as np
 
 from ..md import MD, NPT, Thermo
 from .frames import AnalysisError, count_of, positive
-from .runs import hot_copy
+from .runs import check_run, hot_copy, run_seed, steps_of
 
 __all__ = ["ThermalExpansion", "fit_expansion", "thermal_expansion"]
 
@@ -86,8 +86,7 @@ def thermal_expansion(
         temperatures = [positive("temperatures_K", value) for value in np.atleast_1d(temperatures_K).tolist()]
     except TypeError:
         raise AnalysisError(f"temperatures_K: expected positive numbers, got {temperatures_K!r}") from None
-    for name, value in (("timestep_fs", timestep_fs), ("time_ps", time_ps), ("equilibration_ps", equilibration_ps)):
-        positive(name, value)
+    check_run(seed, timestep_fs=timestep_fs, time_ps=time_ps, equilibration_ps=equilibration_ps)
     _check_fit(temperatures, degree)
     runs = []
     for k, kelvin in enumerate(temperatures):
@@ -97,11 +96,11 @@ def thermal_expansion(
             coupling=coupling,
             compressibility_per_GPa=compressibility_per_GPa,
         )
-        runs.append(MD(copy, timestep_fs, ensemble, seed=seed + k, progress=progress))
+        runs.append(MD(copy, timestep_fs, ensemble, seed=run_seed(seed, k), progress=progress))
     batch = MD.batch(runs)
-    batch.run(max(1, round(1000.0 * equilibration_ps / timestep_fs)))
+    batch.run(steps_of(equilibration_ps, timestep_fs))
     handles = [run.attach(Thermo(), _SAMPLE) for run in runs]
-    batch.run(max(_SAMPLE, round(1000.0 * time_ps / timestep_fs)))
+    batch.run(max(_SAMPLE, steps_of(time_ps, timestep_fs)))
     thermo = [handle.results() for handle in handles]
     names = ("volume_A3", "a_A", "b_A", "c_A")
     mean, error = np.array([[one[name] for name in names] for one in thermo]).transpose(2, 0, 1)

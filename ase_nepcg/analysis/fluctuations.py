@@ -33,8 +33,8 @@ from ase import units
 from ..md import MD, Langevin
 from ..md.observers.base import standard_errors
 from .elasticity import Moduli, require_crystal, strained, stress_slopes
-from .frames import AnalysisError, count_of, positive
-from .runs import hot_copy
+from .frames import AnalysisError, count_of
+from .runs import check_run, hot_copy, run_seed, steps_of
 
 __all__ = ["ElasticFluctuations", "elastic_fluctuations"]
 
@@ -108,9 +108,8 @@ def elastic_fluctuations(
     if atoms.constraints:
         raise AnalysisError("elastic_fluctuations: held sites have no elastic constants; remove the constraints")
     settings = {"temperature_K": temperature_K, "timestep_fs": timestep_fs, "time_ps": time_ps}
-    for name, value in (settings | {"equilibration_ps": equilibration_ps}).items():
-        positive(name, value)
-    for name, value, least in (("interval", interval, 1), ("snapshots", snapshots, 4), ("replicas", replicas, 2)):
+    check_run(seed, replicas, **settings, equilibration_ps=equilibration_ps)
+    for name, value, least in (("interval", interval, 1), ("snapshots", snapshots, 4)):
         count_of(name, value, least, f"an integer of at least {least}")
     steps = 1000.0 * time_ps / timestep_fs
     per_window = round(steps / (snapshots * interval))
@@ -123,9 +122,9 @@ def elastic_fluctuations(
     for k in range(replicas):
         copy = hot_copy(atoms, temperature_K, [seed, k])
         ensemble = Langevin(temperature_K, _FRICTION_PER_FS)
-        runs.append(MD(copy, timestep_fs, ensemble, seed=seed + k, progress=progress))
+        runs.append(MD(copy, timestep_fs, ensemble, seed=run_seed(seed, k), progress=progress))
     batch = MD.batch(runs)
-    batch.run(max(1, round(1000.0 * equilibration_ps / timestep_fs)))
+    batch.run(steps_of(equilibration_ps, timestep_fs))
     # its results are not those of a run
     calculator = deepcopy(atoms.calc)
     records = [_Record(run.atoms, calculator, per_window, strain) for run in runs]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..md import MD, NVE, Conductivity, HeatCurrent
-from .conducting import axis_number, check_run, driven, scaled, sheet_scale, steps_of
-from .frames import AnalysisError, positive
-from .runs import equilibrated
+from ..md.ensembles.base import across_periodic
+from .conducting import axis_number, driven, scaled, sheet_scale
+from .frames import AnalysisError, count_of, positive
+from .runs import check_run, equilibrated, run_seed, steps_of
 
 __all__ = ["GreenKuboResult", "HNEMDResult", "green_kubo", "hnemd"]
 
@@ -84,9 +85,20 @@ def hnemd(
     :class:`AnalysisError`, EnsembleError, MDError, MDFailed.
     """
     along = axis_number(axis)
-    fields = np.atleast_1d(np.asarray([positive("fields_per_A", f) for f in np.atleast_1d(fields_per_A)], float))
-    check_run(replicas, 2, timestep_fs, temperature_K, equilibration_ps=equilibration_ps, time_ps=time_ps)
-    positive("settle_ps", settle_ps)
+    fields = np.array([positive("fields_per_A", f) for f in np.atleast_1d(fields_per_A).tolist()])
+    if len(set(fields.tolist())) != len(fields) or not len(fields):
+        raise AnalysisError(f"fields_per_A: expected different strengths, got {fields_per_A!r}")
+    check_run(
+        *(seed, replicas),
+        timestep_fs=timestep_fs,
+        temperature_K=temperature_K,
+        equilibration_ps=equilibration_ps,
+        settle_ps=settle_ps,
+        time_ps=time_ps,
+    )
+    steps = steps_of(time_ps, timestep_fs)
+    if count_of("interval", interval, 1, "a positive number of steps") > steps:
+        raise AnalysisError(f"interval: {interval} steps are more than the {steps} steps of time_ps")
     scale = sheet_scale(atoms, along, thickness_A)
     vectors = np.zeros((len(fields) * replicas, 3))
     vectors[:, along] = np.repeat(fields, replicas)
@@ -94,7 +106,7 @@ def hnemd(
         *(atoms, vectors, temperature_K, convective, timestep_fs, equilibration_ps, settle_ps, seed, progress)
     )
     handles = [run.attach(Conductivity(), interval) for run in batch.runs]
-    batch.run(steps_of(time_ps, timestep_fs))
+    batch.run(steps)
     results = [scaled(handle.results(), scale, _PARTS) for handle in handles]
 
     def table(pick):
@@ -176,7 +188,13 @@ def green_kubo(
     if not isinstance(axes, str) or not axes or set(axes) - set("xyz") or len(set(axes)) < len(axes):
         raise AnalysisError(f'axes: expected some of "xyz", got {axes!r}')
     settings = {"correlation_ps": correlation_ps, "equilibration_ps": equilibration_ps, "time_ps": time_ps}
-    check_run(replicas, _MIN_REPLICAS, timestep_fs, temperature_K, **settings)
+    check_run(seed, replicas, _MIN_REPLICAS, timestep_fs=timestep_fs, temperature_K=temperature_K, **settings)
+    count_of("interval", interval, 1, "a positive number of steps")
+    for axis in axes:
+        if across_periodic(atoms, np.eye(3)["xyz".index(axis)]):
+            raise AnalysisError(
+                f"axes: the cell is not periodic along {axis}, where no heat can flow on; pbc is {atoms.pbc.tolist()}"
+            )
     length = round(1000.0 * correlation_ps / (timestep_fs * interval))
     if length < 2 or correlation_ps > 0.5 * time_ps:
         raise AnalysisError(
@@ -186,7 +204,7 @@ def green_kubo(
     scales = np.array([sheet_scale(atoms, k, thickness_A) if "xyz"[k] in axes else 1.0 for k in range(3)])
     steps = steps_of(equilibration_ps, timestep_fs)
     starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, steps, seed, progress)
-    runs = [MD(start, timestep_fs, NVE(), seed=seed + k, progress=progress) for k, start in enumerate(starts)]
+    runs = [MD(start, timestep_fs, NVE(), seed=run_seed(seed, k), progress=progress) for k, start in enumerate(starts)]
     handles = [run.attach(HeatCurrent(length), interval) for run in runs]
     MD.batch(runs).run(steps_of(time_ps, timestep_fs))
     results = [handle.results() for handle in handles]

@@ -8,12 +8,37 @@ import numpy as np
 from ase import units
 
 from ..md import MD, Bussi
-from .frames import AnalysisError
+from ..seeds import derived_seed
+from .frames import AnalysisError, count_of, positive
 
-__all__ = ["TAU_FS", "equilibrated", "hot_copy"]
+__all__ = ["TAU_FS", "check_run", "equilibrated", "hot_copy", "run_seed", "steps_of"]
 
 #: of the thermostat, fs
 TAU_FS = 100.0
+
+
+# parts of a measurement, each with noise of its own
+_EQUILIBRATION, _MEASUREMENT = range(2)
+
+
+def check_run(seed, replicas=None, least: int = 2, **values) -> None:
+    """Raises :class:`AnalysisError` unless ``seed`` is one, there are ``least`` replicas, and ``values`` are positive
+    numbers."""
+    count_of("seed", seed, 0, "an integer of at least 0")
+    if replicas is not None:
+        count_of("replicas", replicas, least, f"an integer of at least {least}")
+    for name, value in values.items():
+        positive(name, value)
+
+
+def run_seed(seed: int, number: int) -> int:
+    """Of the noise of run ``number`` of a measurement."""
+    return derived_seed(seed, _MEASUREMENT, number)
+
+
+def steps_of(ps: float, timestep_fs: float) -> int:
+    """Time steps of a run, at least one."""
+    return max(1, round(1000.0 * ps / timestep_fs))
 
 
 def hot_copy(atoms, temperature_K: float, seed, calculator=None):
@@ -31,11 +56,18 @@ def hot_copy(atoms, temperature_K: float, seed, calculator=None):
     return copy
 
 
-def equilibrated(atoms, count: int, temperature_K, timestep_fs, steps: int, seed: int, progress: bool) -> list:
-    """``count`` copies of ``atoms`` with different velocities after ``steps`` at the temperature, in one batch."""
+def equilibrated(
+    atoms, count: int, temperature_K, timestep_fs, steps: int, seed: int, progress: bool, ensemble=None
+) -> list:
+    """``count`` copies of ``atoms`` with different velocities after ``steps`` at the temperature, in one batch.
+
+    ``ensemble``: in which they equilibrate, instead of :class:`ase_nepcg.md.Bussi`.
+    """
+    ensemble = Bussi(temperature_K, TAU_FS) if ensemble is None else ensemble
     runs = []
     for k in range(count):
         copy = hot_copy(atoms, temperature_K, [seed, k])
-        runs.append(MD(copy, timestep_fs, Bussi(temperature_K, TAU_FS), seed=seed + k, progress=progress))
+        own = derived_seed(seed, _EQUILIBRATION, k)
+        runs.append(MD(copy, timestep_fs, ensemble, seed=own, progress=progress))
     MD.batch(runs).run(steps)
     return [run.atoms for run in runs]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..md import SpectralHeatCurrent
-from .conducting import axis_number, check_run, driven, scaled, sheet_scale, steps_of
+from .conducting import axis_number, driven, scaled, sheet_scale
 from .frames import AnalysisError, count_of
+from .runs import check_run, steps_of
 
 __all__ = ["SpectralConductivityResult", "spectral_conductivity"]
 
@@ -73,7 +74,7 @@ def spectral_conductivity(
     """
     along = axis_number(axis)
     settings = {"field_per_A": field_per_A, "equilibration_ps": equilibration_ps, "settle_ps": settle_ps}
-    check_run(replicas, 2, timestep_fs, temperature_K, **settings, time_ps=time_ps)
+    check_run(*(seed, replicas), timestep_fs=timestep_fs, temperature_K=temperature_K, **settings, time_ps=time_ps)
     count_of("interval", interval, 1, "a positive number of steps")
     count_of("lags", lags, 2, "an integer of at least 2")
     steps = steps_of(time_ps, timestep_fs)

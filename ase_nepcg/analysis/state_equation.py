@@ -10,8 +10,8 @@ from ase import Atoms
 
 from ..md import MD, NPT, Langevin, Thermo
 from ..quantities import GRAMS_PER_CM3
-from .frames import AnalysisError, positive
-from .runs import TAU_FS, hot_copy
+from .frames import AnalysisError
+from .runs import TAU_FS, check_run, hot_copy, run_seed, steps_of
 
 __all__ = ["EOSResult", "eos"]
 
@@ -87,9 +87,21 @@ def eos(
     if values.ndim != 1 or len(values) == 0 or not ((values > lowest) & np.isfinite(values)).all():
         got = volumes_A3 if given == "volume" else pressures_GPa
         raise AnalysisError(f"{name}: expected finite numbers (volumes above 0), got {got!r}")
-    for setting, value in (("timestep_fs", timestep_fs), ("time_ps", time_ps), ("equilibration_ps", equilibration_ps)):
-        positive(setting, value)
+    check_run(
+        seed,
+        temperature_K=temperature_K,
+        timestep_fs=timestep_fs,
+        time_ps=time_ps,
+        equilibration_ps=equilibration_ps,
+    )
+    if steps_of(time_ps, timestep_fs) < _SAMPLE:
+        raise AnalysisError(
+            f"time_ps: expected at least one sample, which is taken every {_SAMPLE} steps "
+            f"({_SAMPLE * timestep_fs * 1e-3:g} ps), got {time_ps:g} ps"
+        )
     starts = [atoms] * len(values) if isinstance(atoms, Atoms) else list(atoms)
+    if not all(isinstance(start, Atoms) for start in starts):
+        raise AnalysisError("atoms: expected an Atoms, or a list of them")
     if len(starts) != len(values):
         raise AnalysisError(
             f"atoms: expected one start, or one for each of the {len(values)} points; got {len(starts)}"
@@ -110,7 +122,7 @@ def eos(
                 ensemble = Langevin(temperature_K, _FRICTION_PER_FS)
             else:
                 ensemble = NPT(temperature_K, value, TAU_FS, _TAU_P_FS)
-            runs.append(MD(copy, timestep_fs, ensemble, seed=seed + k, progress=progress))
+            runs.append(MD(copy, timestep_fs, ensemble, seed=run_seed(seed, k), progress=progress))
         results[label] = _measure(given, runs, equilibration_ps, time_ps)
     return results[""] if models is None else results
 
@@ -118,9 +130,9 @@ def eos(
 def _measure(given, runs, equilibration_ps, time_ps) -> EOSResult:
     batch = MD.batch(runs)
     dt = runs[0].timestep_fs
-    batch.run(round(1000.0 * equilibration_ps / dt))
+    batch.run(steps_of(equilibration_ps, dt))
     handles = [run.attach(Thermo(), _SAMPLE) for run in runs]
-    batch.run(round(1000.0 * time_ps / dt))
+    batch.run(steps_of(time_ps, dt))
     thermo = [handle.results() for handle in handles]
     columns = {}
     for name in ("volume_A3", "density_g_cm3", "pressure_GPa", "temperature_K"):

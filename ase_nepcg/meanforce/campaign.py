@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, fields, replace
 
-import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from ..devices import visible
 from ..errors import closest, is_integer
 from ..mapping import Mapping
 from ..potential.threads import default_threads
+from ..seeds import derived_seed
 from .core import MeanForce
 from .folder import CampaignFolder, FolderInUseError, describe
 from .sampler import SamplingError, Settings
@@ -46,8 +46,8 @@ class CampaignInterrupted(KeyboardInterrupt):
 
 
 def frame_seed(seed: int, index: int) -> int:
-    """The seed that :func:`sample_many` uses for configuration ``index``: below 2^53, so that a float can hold it."""
-    return int(np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)[0] >> 11)
+    """The seed that :func:`sample_many` uses for configuration ``index``."""
+    return derived_seed(seed, index)
 
 
 def sample_many(
