@@ -69,6 +69,11 @@ def _outputs(args, *names) -> dict:
     from .cli import UsageError
 
     folder = Path(args.output).parent
+    if args.output.endswith(("/", os.sep)) or os.path.isdir(args.output):
+        raise UsageError(
+            f"--output {args.output}: expected the beginning of file names, got a folder; for example "
+            f"{os.path.join(args.output, 'run')}"
+        )
     if not folder.is_dir():
         raise UsageError(f"--output {args.output}: there is no folder {folder}; make it first")
     paths = {name: f"{args.output}{'.' * bool(name)}{name}.csv" for name in names}
@@ -159,6 +164,10 @@ class RDFCommand:
             raise analysis.AnalysisError(f"--skip {args.skip}: there are no more frames in {' '.join(args.trajectory)}")
         result = analysis.rdf(itertools.chain([first], frames), args.r_max, args.bins, pairs=args.pairs)
         print(f"{result.samples} frames, average volume {result.volume_A3:.6g} Å^3")
+        if not np.isfinite(result.volume_A3):
+            print("The cell has no volume, so there is no density and no g: the table has numbers of neighbours only.")
+        elif not first.pbc.all():
+            print("Not periodic in all directions: g refers to the density of the cell with the vacuum in it.")
         for k, pair in enumerate(result.pairs):
             g = np.nan_to_num(result.g[k])
             top = int(np.argmax(g))
@@ -369,6 +378,9 @@ class StressStrainCommand:
         )
         parser.add_argument("--linear", type=positive, default=0.02, metavar="E", help="end of the fit (default 0.02)")
         parser.add_argument(
+            "--thickness-A", "--thickness", type=positive, metavar="H", help="of a sheet, in Å: stresses refer to it"
+        )
+        parser.add_argument(
             "--windows", type=positive_integer, default=20, metavar="N", help="points of the curve (default 20)"
         )
         parser.add_argument("--replicas", type=positive_integer, default=4, metavar="N", help="runs (default 4)")
@@ -396,6 +408,7 @@ class StressStrainCommand:
             compressibility_per_GPa=args.compressibility_per_GPa,
             windows=args.windows,
             linear=args.linear,
+            thickness_A=args.thickness_A,
             replicas=args.replicas,
             timestep_fs=args.timestep_fs,
             equilibration_ps=args.equilibration_ps,

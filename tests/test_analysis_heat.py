@@ -70,6 +70,10 @@ def test_thickness_of_a_sheet():
     [
         ({"axis": "w"}, "axis: expected"),
         ({"fields_per_A": [0.0]}, "fields_per_A: expected a positive number"),
+        ({"fields_per_A": []}, "fields_per_A: expected different strengths"),
+        ({"fields_per_A": [1e-3, 1e-3]}, "fields_per_A: expected different strengths"),
+        ({"interval": 0}, "interval: expected a positive number of steps"),
+        ({"interval": 10000}, "interval: 10000 steps are more than"),
         ({"replicas": 1}, "replicas: expected an integer of at least 2"),
         ({"settle_ps": -1.0}, "settle_ps"),
         ({"time_ps": 0.0}, "time_ps: expected a positive number"),
@@ -87,11 +91,19 @@ def test_refusals_of_hnemd(settings, message):
         ({"replicas": 3}, "replicas: expected an integer of at least 4"),
         ({"correlation_ps": 0.8}, "at most half of time_ps"),
         ({"correlation_ps": 0.01}, "at least two intervals"),
+        ({"interval": 0}, "interval: expected a positive number of steps"),
     ],
 )
 def test_refusals_of_green_kubo(settings, message):
     with pytest.raises(AnalysisError, match=message):
         analysis.green_kubo(physics.crystal(17.0, 2), **({"correlation_ps": 0.2} | SHORT | settings))
+
+
+def test_heat_flows_along_periodic_directions_only():
+    sheet = physics.crystal(17.0, 2)
+    sheet.pbc = [True, True, False]
+    with pytest.raises(AnalysisError, match="axes: the cell is not periodic along z"):
+        analysis.green_kubo(sheet, correlation_ps=0.2, **SHORT)
 
 
 def test_needs_a_calculator():

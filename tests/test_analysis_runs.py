@@ -4,7 +4,7 @@ import pytest
 from ase import units
 
 from ase_nepcg.analysis import AnalysisError
-from ase_nepcg.analysis.runs import equilibrated, hot_copy
+from ase_nepcg.analysis.runs import check_run, equilibrated, hot_copy, run_seed, steps_of
 
 
 def test_hot_copy():
@@ -34,3 +34,23 @@ def test_equilibrated():
     assert not np.array_equal(one.positions, two.positions)
     again = equilibrated(crystal, 2, 100.0, 2.0, 5, 1, False)
     assert np.array_equal(again[1].positions, two.positions)
+
+
+def test_runs_of_neighbouring_seeds_share_no_noise():
+    seeds = {run_seed(seed, k) for seed in range(20) for k in range(20)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+def test_settings():
+    check_run(0, 2, time_ps=1.0)
+    assert (steps_of(1.0, 2.0), steps_of(1e-9, 2.0)) == (500, 1)
+    for arguments, values, message in (
+        ((-1,), {}, "seed: expected an integer of at least 0, got -1"),
+        ((1.5,), {}, "seed"),
+        ((0, 1), {}, "replicas: expected an integer of at least 2"),
+        ((0,), {"temperature_K": "300"}, "temperature_K: expected a positive number, got '300'"),
+        ((0,), {"time_ps": np.nan}, "time_ps"),
+    ):
+        with pytest.raises(AnalysisError, match=message):
+            check_run(*arguments, **values)

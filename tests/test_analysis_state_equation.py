@@ -79,17 +79,23 @@ def test_several_models_have_their_own_runs(beads):
         ({"volumes_A3": ["big"]}, "volumes_A3: expected finite numbers"),
         ({"pressures_GPa": []}, "pressures_GPa: expected finite numbers"),
         ({"volumes_A3": [2000.0], "time_ps": 0.0}, "time_ps: expected a positive number"),
+        ({"volumes_A3": [2000.0], "time_ps": 0.001}, "time_ps: expected at least one sample"),
+        ({"volumes_A3": [2000.0], "temperature_K": "300"}, "temperature_K: expected a positive number"),
+        ({"volumes_A3": [2000.0], "seed": -1}, "seed: expected an integer"),
+        ({"volumes_A3": [2.0]}, r"2 Å\^3 is \d+ times smaller than the start"),
         ({"volumes_A3": [2000.0], "models": [1]}, "models: expected"),
     ],
 )
 def test_refusals(beads, settings, message):
     with pytest.raises(AnalysisError, match=message):
-        analysis.eos(beads, temperature_K=T, **(SHORT | settings))
+        analysis.eos(beads, **({"temperature_K": T} | SHORT | settings))
 
 
 def test_refused_atoms(beads):
     with pytest.raises(AnalysisError, match="one for each of the 2 points; got 1"):
         analysis.eos([beads], temperature_K=T, volumes_A3=[2000.0, 2100.0], **SHORT)
+    with pytest.raises(AnalysisError, match="expected an Atoms, or a list of them"):
+        analysis.eos([beads, 5], temperature_K=T, volumes_A3=[2000.0, 2100.0], **SHORT)
     flat = beads.copy()
     flat.pbc = [True, True, False]
     with pytest.raises(AnalysisError, match="periodic in all directions"):

@@ -199,6 +199,8 @@ def test_bad_input(rng):
         RDF(5.0, pairs=[("Ow", "O")]).allocate(s, 0, info)
     with pytest.raises(ObserverError, match="'H' has no site in replica 0"):
         RDF(5.0, pairs=[("H", "O")]).allocate(s, 0, info)
+    with pytest.raises(ObserverError, match=r"radius of 100 Å is 20 times the smallest height of the cell \(5 Å\)"):
+        RDF(100.0).allocate(s, 0, info)
     s.cell[0, 1] = s.cell[0, 0]
     with pytest.raises(ObserverError, match="linearly independent"):
         RDF(5.0).allocate(s, 0, info)

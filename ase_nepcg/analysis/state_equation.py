@@ -18,6 +18,8 @@ __all__ = ["EOSResult", "eos"]
 _SAMPLE = 10
 _FRICTION_PER_FS = 0.01
 _TAU_P_FS = 1000.0
+# a start is not compressed by more than this
+_SMALLEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,13 @@ def eos(
     for start in starts:
         if not start.pbc.all() or start.cell.rank < 3:
             raise AnalysisError("atoms: an equation of state needs a cell that is periodic in all directions")
+    if given == "volume":
+        for start, value in zip(starts, values.tolist(), strict=True):
+            if start.cell.volume > _SMALLEST * value:
+                raise AnalysisError(
+                    f"volumes_A3: {value:.4g} Å^3 is {start.cell.volume / value:.0f} times smaller than the start "
+                    f"({start.cell.volume:.4g} Å^3); volumes are those of the cell in Å^3, densities in g/cm^3"
+                )
     if models is not None and (not isinstance(models, dict) or not models):
         raise AnalysisError(f"models: expected {{name: calculator}}, got {models!r}")
     calculators = {"": None} if models is None else models

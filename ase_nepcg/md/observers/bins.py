@@ -23,6 +23,7 @@ import math
 
 import numpy as np
 
+from ...potential.neighbors import complete_cell
 from ...potential.simd import LANES, pointer
 from ..state import inlined
 from .base import N_SITES, N_TYPES, OWN, Arena, ObserverError, complete_lattice, sites_of
@@ -71,6 +72,8 @@ _FINE = 16
 # sites compared with one at a time, and squared distances after which a batch is handed over
 CHUNK, BATCH = 512, 512
 _MAX_IMAGES = 100_000
+# at the start, when the cell may still shrink: about ten times its height
+_MAX_IMAGES_AT_FIRST = 12_000
 # rows of bins whose runs have more sites than this are divided
 _CROWDED = 64
 
@@ -80,6 +83,7 @@ def allocate_pairs(arena: Arena, state, replica, info, numbers, radii) -> None:
     sites = sites_of(state, replica)
     n, n_types = sites.stop - sites.start, len(info.species)
     _check_pbc(state, replica)
+    _check_reach(state, replica, max(radii, default=0.0))
     pair_of = np.full((n_types, n_types), -1)
     for k, (a, b) in enumerate(numbers):
         pair_of[a, b] = pair_of[b, a] = k
@@ -109,6 +113,18 @@ def _check_pbc(state, replica):
                 f"periodic directions {np.flatnonzero(pbc).tolist()} need linearly independent, non-zero cell vectors, "
                 f"got cell = {cell.tolist()}"
             )
+
+
+def _check_reach(state, replica, radius):
+    """Refuse radii that meet very many images."""
+    pbc = state.pbc[replica]
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(complete_cell(state.cell[replica], pbc)), axis=0)[pbc]
+    if np.prod(2.0 * radius / heights + 3.0) > _MAX_IMAGES_AT_FIRST:
+        raise ObserverError(
+            f"a radius of {radius:g} Å is {radius / heights.min():.0f} times the smallest height of the cell "
+            f"({heights.min():.4g} Å) and meets too many of its images; use a smaller one, at most about ten heights, "
+            "or repeat the cell"
+        )
 
 
 def pair_types(ints) -> np.ndarray:
