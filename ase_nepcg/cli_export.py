@@ -53,6 +53,9 @@ class Export:
         if args.groups and args.program != "gpumd":
             raise UsageError("--groups is for gpumd")
         atoms = starting_structure(args)
+        if "replicate" in args:
+            # copies of a cell must not move in step
+            atoms.arrays.pop("momenta", None)
         settings = {
             "timestep_fs": args.timestep_fs,
             "steps": args.steps,

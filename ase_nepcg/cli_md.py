@@ -202,12 +202,16 @@ def _new(args):
         checkpoint_interval=getattr(args, "checkpoint_interval", None),
     )
     if "overwrite" in args:
-        # a crash must not leave an old checkpoint beside new files
-        paths["checkpoint"].unlink(missing_ok=True)
+        # what cannot begin must not replace anything
+        atoms.get_forces()
     try:
+        # a file that another run writes to is refused here, before its checkpoint is touched
         if "trajectory" in paths:
             md.add_output(open_output(paths["trajectory"], getattr(args, "trajectory_interval", 1000)))
         md.add_output(ThermoOutput(paths["thermo"], getattr(args, "thermo_interval", 100)))
+        if "overwrite" in args:
+            # a crash must not leave an old checkpoint beside new files
+            paths["checkpoint"].unlink(missing_ok=True)
         md.attach(room.Thermo(), interval=_SAMPLE)
         if "rdf" in args:
             r_max, interval = args.rdf

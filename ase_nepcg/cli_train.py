@@ -13,11 +13,14 @@ from pathlib import Path
 from .cli_numbers import from_zero, positive, positive_integer
 from .devices import DEVICES
 from .errors import closest
+from .locks import locked
 
 __all__ = ["Train"]
 
 _OPTIMIZERS = ("gradient", "lbfgs", "adam", "snes")
 # what a folder may be given besides its nep.in
+# there while a training uses its folder
+_LOCK = ".nepcg-train.lock"
 _OF_BOTH = ("source", "optimizer", "steps", "seed", "threads", "device", "cache_GB", "checkpoint", "plot", "traceback")
 # options that are not simply arguments of train()
 _OWN = ("source", "test", "output", "overwrite", "species", "cutoff", "label_cutoff", "l_max", "zbl", "start")
@@ -335,10 +338,25 @@ class _Results:
 
         If the run does not even begin, everything is as before.
         """
-        if self.checkpoint.exists() and not self.overwrite:
-            print(f"{self.checkpoint}: the run goes on from there", flush=True)
+        from .cli import UsageError
+
         new_folder = not self.folder.exists()
         self.folder.mkdir(exist_ok=True)
+        busy = UsageError(
+            f"{self.folder}: another training writes its results here; wait until it has ended, or give another "
+            "--output FOLDER"
+        )
+        try:
+            with locked(self.folder / _LOCK, busy):
+                yield from self._prepared()
+        finally:
+            if new_folder and not self.checkpoint.exists():
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+
+    def _prepared(self):
+        if self.checkpoint.exists() and not self.overwrite:
+            print(f"{self.checkpoint}: the run goes on from there", flush=True)
         pattern = f"{self.checkpoint.stem}*{self.checkpoint.suffix}"
         old = {path: path.with_name(path.name + ".old") for path in self.checkpoint.parent.glob(pattern)}
         old = old if self.overwrite else {}
@@ -353,9 +371,6 @@ class _Results:
                     kept.unlink()
                 else:
                     kept.replace(path)
-            if new_folder and not began:
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()
 
     def write(self, training) -> list[str]:
         from .nepfile import write_atomically

@@ -64,12 +64,17 @@ def export_gpumd(
         raise ExportError(f"GPUMD reads nep4 and nep5 models (nep3 up to its version 5.2), this is nep{model.version}")
     if model.typewise is not None and model.typewise[0] > 0:
         raise ExportError("the model has the typewise cutoffs of GPUMD 3.9.5 to 4.6, which later versions refuse")
-    _check_run(timestep_fs, steps, temperature_K, pressure_GPa)
+    _check_run(atoms, timestep_fs, steps, temperature_K, pressure_GPa)
+    if pressure_GPa is not None and np.count_nonzero(atoms.cell.array - np.diag(np.diag(atoms.cell.array))):
+        raise ExportError(
+            "pressure_GPa: GPUMD has an isotropic barostat for cells along x, y and z only; leave the pressure out and "
+            "write the ensemble with six components into run.in"
+        )
     if atoms.cell.rank < 3:
         raise ExportError("GPUMD needs a cell with a volume, also in directions that are not periodic: set atoms.cell")
     moving = atoms.has("momenta") and bool(np.any(atoms.arrays["momenta"]))
     if not moving and temperature_K is None:
-        raise ExportError("the atoms have no velocities: give them, or temperature_K")
+        raise ExportError("the atoms have no velocities: give them, or a temperature (temperature_K)")
     groups, files = None, {}
     if mapping is not None:
         groups = _groups(mapping, len(atoms))
@@ -115,7 +120,7 @@ def export_lammps(
     from ase.io.lammpsdata import write_lammps_data
 
     model, labels, masses = _checked(atoms, model, symbols)
-    _check_run(timestep_fs, steps, temperature_K, pressure_GPa)
+    _check_run(atoms, timestep_fs, steps, temperature_K, pressure_GPa)
     if model.temperature:
         raise ExportError("the LAMMPS interface of NEP_CPU has no temperature input")
     if atoms.cell.rank < 3:
@@ -124,7 +129,7 @@ def export_lammps(
         raise ExportError(f"seed: expected an integer from 1 to 2^31 - 1, got {seed!r}")
     moving = atoms.has("momenta") and bool(np.any(atoms.arrays["momenta"]))
     if not moving and temperature_K is None:
-        raise ExportError("the atoms have no velocities: give them, or temperature_K")
+        raise ExportError("the atoms have no velocities: give them, or a temperature (temperature_K)")
     present = [label for label in model.species if label in set(labels.tolist())]
     for label in present:
         own = masses[labels == label]
@@ -168,9 +173,17 @@ def _checked(atoms, model, symbols):
     model = model if isinstance(model, NEPModel) else NEPModel.read(model)
     if len(atoms) == 0:
         raise ExportError("there are no atoms")
-    for name, value in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+    for name, value in (("positions", atoms.positions), ("cell", atoms.cell.array), ("momenta", atoms.get_momenta())):
         if not np.isfinite(value).all():
             raise ExportError(f"{name} must be finite")
+    if atoms.constraints:
+        kinds = ", ".join(sorted({type(one).__name__ for one in atoms.constraints}))
+        raise ExportError(f"the atoms have constraints ({kinds}), which the input would not have; remove them")
+    if (model.cutoff_angular > model.cutoff_radial).any():
+        raise ExportError(
+            "the model has an angular cutoff beyond the radial one, and the other program would miss neighbours: it "
+            "looks for them within the radial one"
+        )
     labels = get_labels(atoms)
     foreign = sorted(set(labels.tolist()) - set(model.species))
     if foreign:
@@ -205,14 +218,15 @@ def _renaming(model, symbols: dict) -> dict:
             free = next(s for s in ("He", "Ne", "Ar", "Kr", "Xe", "F") if s not in renamed.values())
             raise ExportError(
                 f"{label!r} must become a chemical symbol (H to Pu) for the other program, got {symbol!r}; give for "
-                f"example symbols={{{label!r}: {free!r}}} (its mass is that of the bead all the same)"
+                f"example symbols={{{label!r}: {free!r}}}, on the command line --symbols {label}={free} "
+                "(its mass is that of the bead all the same)"
             )
     if len(set(renamed.values())) < len(renamed):
         raise ExportError(f"two species would get the same symbol: {renamed}; give each its own in symbols")
     return renamed
 
 
-def _check_run(timestep_fs, steps, temperature_K, pressure_GPa) -> None:
+def _check_run(atoms, timestep_fs, steps, temperature_K, pressure_GPa) -> None:
     for name, value in (("timestep_fs", timestep_fs), ("temperature_K", temperature_K)):
         if (name == "timestep_fs" or value is not None) and not (is_number(value) and 0 < value < math.inf):
             raise ExportError(f"{name}: expected a positive number, got {value!r}")
@@ -222,7 +236,12 @@ def _check_run(timestep_fs, steps, temperature_K, pressure_GPa) -> None:
         if not (is_number(pressure_GPa) and math.isfinite(pressure_GPa)):
             raise ExportError(f"pressure_GPa: expected a number, got {pressure_GPa!r}")
         if temperature_K is None:
-            raise ExportError("pressure_GPa: needs temperature_K")
+            raise ExportError("a pressure needs a temperature (temperature_K), too")
+        if not atoms.pbc.all():
+            raise ExportError(
+                f"pressure_GPa: pbc is {atoms.pbc.tolist()}, and an isotropic barostat needs a cell that is periodic "
+                "in all directions"
+            )
 
 
 def _groups(mapping, n: int) -> np.ndarray:
@@ -260,7 +279,7 @@ def _write(folder, files: dict, overwrite: bool) -> list[str]:
     paths = {name: os.path.join(folder, name) for name in files}
     existing = [path for path in paths.values() if os.path.exists(path)]
     if existing and not overwrite:
-        raise ExportError(f"there already: {', '.join(existing)}; use another folder, or overwrite=True")
+        raise ExportError(f"there already: {', '.join(existing)}; use another folder, or allow to overwrite")
     os.makedirs(folder, exist_ok=True)
     for name, path in paths.items():
         write_atomically(path, files[name].encode())

@@ -1,5 +1,6 @@
 """``nepcg md``: short runs of a few beads, what they leave behind, going on, and what users get wrong."""
 
+import fcntl
 import shutil
 
 import ase.io
@@ -317,6 +318,18 @@ def test_nothing_is_overwritten_by_accident(work, capsys):
     assert {path.name: path.read_bytes() for path in work.glob("md.*")} == before
     md(capsys, *NVE, "--overwrite")
     assert len(ase.io.read("md.traj", index=":")) == 1
+    # what cannot begin replaces nothing
+    before = {path.name: path.read_bytes() for path in work.glob("md.*")}
+    twice = ase.io.read("md.traj", index=0)
+    twice.positions[1] = twice.positions[0]
+    ase.io.write("twice.traj", twice)
+    assert "same place" in run(capsys, "twice.traj", "nep.txt", *NVE, "--steps", "5", "--overwrite", status=1).err
+    assert {path.name: path.read_bytes() for path in work.glob("md.*")} == before
+    # nor does what another run writes to
+    with open("md.csv", "r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "another run writes to this file" in md(capsys, *NVE, "--overwrite", status=1).err
+    assert (work / "md.npz").read_bytes() == before["md.npz"]
     # even --overwrite does not touch what the run starts from
     err = run(capsys, "md.traj", "nep.txt", *NVE, "--steps", "5", "--overwrite", status=2).err
     assert "md.traj would be overwritten, which the run starts from" in err

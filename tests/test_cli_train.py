@@ -19,6 +19,7 @@ from ase_nepcg.checkpoint import CheckpointError
 from ase_nepcg.cli import main
 from ase_nepcg.cli_predict import _report
 from ase_nepcg.dataset import read_dataset, write_dataset
+from ase_nepcg.locks import locked
 from ase_nepcg.model import ZBL
 from ase_nepcg.training import core
 from ase_nepcg.training import fit as fit_module
@@ -160,6 +161,29 @@ def test_it_goes_on_or_starts_anew(work, capsys, monkeypatch):
     after = everything()
     assert set(after) == set(before)
     assert after["new/nep.txt"] != before["new/nep.txt"]
+
+
+def test_one_training_at_a_time_uses_a_folder(work, capsys):
+    run(capsys, "frames.xyz", "--output", "a", *RUN)
+    before = everything()
+    with locked("a/.nepcg-train.lock", RuntimeError()):
+        for extra in ((), ("--overwrite",)):
+            _, err = run(capsys, "frames.xyz", "--output", "a", *RUN, *extra, status=2)
+            assert "a: another training writes its results here" in err
+    with locked(f"a/{CHECKPOINT}.lock", RuntimeError()):
+        _, err = run(capsys, "frames.xyz", "--output", "a", *RUN, status=1)
+        assert f"a/{CHECKPOINT}: another training writes this checkpoint" in err
+    assert everything() == before
+
+
+def test_more_steps_with_a_test_set(work, capsys):
+    """The patience that nobody gave follows the number of steps; that is no other run."""
+    start = ["frames.xyz", "--test", "frames.xyz", "--output", "a", *RUN]
+    run(capsys, *start)
+    out, _ = run(capsys, *start, "--steps", "40")
+    assert "the run goes on from there" in out
+    _, err = run(capsys, *start, "--steps", "40", "--patience", "3", status=1)
+    assert "patience was None, is 3" in err
 
 
 def test_results_without_checkpoint_are_not_overwritten(work, capsys, no_training):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
+from ase.constraints import FixAtoms
 from ase.io.lammpsdata import read_lammps_data
 
 from ase_nepcg import NEP, Mapping, NEPModel
@@ -36,7 +37,7 @@ def energy(model, atoms):
 
 
 def test_gpumd(beads, models, tmp_path):
-    paths = export_gpumd(tmp_path / "run", beads, models["beads"], symbols=SYMBOLS, pressure_GPa=0.1, **RUN)
+    paths = export_gpumd(tmp_path / "run", beads, models["beads"], symbols=SYMBOLS, **RUN)
     assert [Path(path).name for path in paths] == ["nep.txt", "model.xyz", "run.in"]
     model = NEPModel.read(tmp_path / "run" / "nep.txt")
     assert model.species == ("He", "Ne")
@@ -49,17 +50,25 @@ def test_gpumd(beads, models, tmp_path):
     assert energy(model, atoms) == pytest.approx(energy(models["beads"], beads), rel=1e-9)
     text = (tmp_path / "run" / "run.in").read_text().splitlines()
     assert "velocity" not in text
-    # relaxation times in time steps: 100 and 1000 fs
-    assert "ensemble npt_scr 300 300 50 0.1 2.2 500" in text
+    # relaxation time in time steps: 100 fs
+    assert "ensemble nvt_bdp 300 300 50" in text
     assert text[0] == "potential nep.txt"
     assert text[-1] == "run 1000"
 
 
 @pytest.mark.parametrize(
     ("settings", "ensemble"),
-    [({"temperature_K": None}, "ensemble nve"), ({}, "ensemble nvt_bdp 300 300 50")],
+    [
+        ({"temperature_K": None}, "ensemble nve"),
+        ({}, "ensemble nvt_bdp 300 300 50"),
+        ({"pressure_GPa": 0.1}, "ensemble npt_scr 300 300 50 0.1 2.2 500"),
+    ],
 )
 def test_gpumd_ensembles(beads, models, tmp_path, settings, ensemble):
+    if "pressure_GPa" in settings:
+        with pytest.raises(ExportError, match="isotropic barostat for cells along x, y and z only"):
+            export_gpumd(tmp_path, beads, models["beads"], symbols=SYMBOLS, **(RUN | settings))
+        beads.set_cell(np.diag(beads.cell.lengths()), scale_atoms=True)
     export_gpumd(tmp_path, beads, models["beads"], symbols=SYMBOLS, **(RUN | settings))
     assert ensemble in (tmp_path / "run.in").read_text().splitlines()
 
@@ -137,7 +146,18 @@ def test_refusals(beads, models, tmp_path, export):
     refused("the model knows O, H, the structure has", model=models["plain"], symbols={})
     refused("timestep_fs: expected a positive", timestep_fs=0)
     refused("steps: expected a positive", steps=2.5)
-    refused("pressure_GPa: needs temperature_K", temperature_K=None, pressure_GPa=1.0)
+    refused("a pressure needs a temperature", temperature_K=None, pressure_GPa=1.0)
+    slab = beads.copy()
+    slab.pbc = [True, True, False]
+    refused(r"pbc is \[True, True, False\], and an isotropic barostat", atoms=slab, pressure_GPa=1.0)
+    held = beads.copy()
+    held.set_constraint(FixAtoms([0]))
+    refused(r"constraints \(FixAtoms\), which the input would not have", atoms=held)
+    lost = beads.copy()
+    lost.arrays["momenta"][3, 1] = np.nan
+    refused("momenta must be finite", atoms=lost)
+    beyond = NEPModel.random(models["beads"].species, cutoff=(4.0, 6.0), seed=1)
+    refused("angular cutoff beyond the radial one", model=beyond)
     refused("pressure_GPa: expected a number", pressure_GPa="1")
     bare = beads.copy()
     del bare.arrays["masses"]
@@ -179,6 +199,10 @@ def test_command(beads, models, tmp_path, monkeypatch, capsys):
     assert Path("lmp/in.lammps").exists()
     assert main(["export", "gpumd", *start]) == 1
     assert "must become a chemical symbol" in capsys.readouterr().err
+    # copies of a cell do not move in step: velocities are drawn
+    assert main(["export", "gpumd", *start, *symbols, "--output", "two", "--replicate", "2 1 1"]) == 0
+    assert "velocity 300" in Path("two/run.in").read_text()
+    assert "vel" not in ase.io.read("two/model.xyz").arrays
     assert main(["export", "gromacs", *start]) == 2
     assert main(["export", "gpumd", *start, "--symbols", "W1"]) == 2
     assert "expected LABEL=SYMBOL" in capsys.readouterr().err

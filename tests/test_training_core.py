@@ -383,6 +383,7 @@ def test_type_weights_and_error_bars_do_not_judge_test_frames(frames):
         ({"optimizer": "lbgfs"}, TrainingError, "optimizer: unknown name 'lbgfs'; did you mean 'lbfgs'?"),
         ({"optimizer": "x"}, TrainingError, "valid names: adam, gradient, lbfgs, snes"),
         ({"optimizer": None}, TrainingError, "optimizer: unknown name None"),
+        ({"cutoff": (3.0, 4.0)}, TrainingError, "cutoff: expected an angular radius up to the radial one"),
         ({"steps": 0}, TrainingError, "steps: expected 1 to"),
         ({"steps": 1.5}, TrainingError, "steps: expected an integer, got 1.5"),
         ({"batch": 0}, TrainingError, "batch: expected 1 to"),

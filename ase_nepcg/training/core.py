@@ -243,6 +243,12 @@ def train(
         zbl=as_zbl(zbl, frames, species, cutoff=cutoff) if isinstance(zbl, str) else as_zbl(zbl),
         temperature=temperature,
     )  # fmt: skip
+    for radial, angular in zip(model.cutoff_radial, model.cutoff_angular, strict=True):
+        if angular > radial:
+            raise TrainingError(
+                f"cutoff: expected an angular radius up to the radial one, got {radial:g} and {angular:g} (GPUMD and "
+                "others look for angular neighbours among the radial ones)"
+            )
     if model.neurons2:
         raise TrainingError("neurons: expected one number; models with two hidden layers can be used, not trained")
     targets = Targets.from_frames(frames, species, temperature=temperature)
@@ -257,8 +263,10 @@ def train(
     return run_training(
         model, targets, test_targets, loss, stages=stages, optimizer=optimizer, start=start, n_models=n_models,
         checkpoint=checkpoint, seed=seed, threads=threads, device=device, cache_GB=cache_GB, interval=interval,
-        patience=patience or max(1, steps // 4), on_report=on_report, progress=progress, batch=batch,
-        full_batch=full_batch, population=population, sigma0=sigma0, learning_rate=learning_rate,
+        # a default that follows the number of steps must not keep a run from going on with more
+        patience=patience or max(1, steps // 4), fingerprint={"patience": None if test is None else patience},
+        on_report=on_report, progress=progress, batch=batch, full_batch=full_batch, population=population,
+        sigma0=sigma0, learning_rate=learning_rate,
     )  # fmt: skip
 
 

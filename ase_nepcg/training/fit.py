@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from ..locks import locked
 from .history import History
 from .loss import noise_report, rmse
 from .stages import STAGES
@@ -95,7 +96,23 @@ def fit(
     before anything is written: ``step`` is the number of steps done before, ``note`` what it returned at the start of
     the run (None), which is kept in the checkpoint.
     """
-    run = _Run(objective, test, stages, z, seed, checkpoint, fingerprint or {}, patience, settings)
+    with _lock(checkpoint):
+        run = _Run(objective, test, stages, z, seed, checkpoint, fingerprint or {}, patience, settings)
+        return _advance(run, stages, interval, on_start, on_report, progress)
+
+
+def _lock(checkpoint):
+    """One run at a time writes a checkpoint."""
+    if checkpoint is None:
+        return contextlib.nullcontext()
+    path = os.fspath(checkpoint)
+    return locked(
+        f"{path}.lock",
+        CheckpointError(f"{path}: another training writes this checkpoint; wait until it has ended, or choose another"),
+    )
+
+
+def _advance(run, stages, interval, on_start, on_report, progress) -> Fit:
     if on_start is not None:
         note = on_start(run.done, run.note)
         run.note = run.note if run.resumed else note

@@ -189,7 +189,8 @@ def train_folder(
             model, targets, test_targets, LossSettings(**settings.loss_settings()), stages=[(optimizer, steps)],
             optimizer=optimizer, checkpoint=checkpoint, seed=seed, threads=threads, device=device, cache_GB=cache_GB,
             interval=interval, patience=None if optimizer == "snes" else max(1, steps // 4), on_report=report,
-            on_start=start, z=z, progress=progress, fingerprint=begin.fingerprint, **own,
+            on_start=start, z=z, progress=progress, fingerprint=begin.fingerprint | {"patience": None},
+            **own,
         )  # fmt: skip
     except CheckpointError as error:
         raise CheckpointError(f"{error} (without it a run starts from nep.restart, if that is there)") from error
