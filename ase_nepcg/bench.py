@@ -526,8 +526,12 @@ class Bench:
             raise UsageError(f"--repeat: expected one number, got {args.repeat!r}")
         peers = [] if args.peers == "none" else _names(args.peers, PEERS, "peer")
         builders = _builders(args)
-        if args.json and not os.path.isdir(os.path.dirname(os.path.abspath(args.json))):
-            raise UsageError(f"--json: the folder of {args.json!r} does not exist")
+        if args.json:
+            folder = os.path.dirname(os.path.abspath(args.json))
+            if not os.path.isdir(folder):
+                raise UsageError(f"--json: the folder of {args.json!r} does not exist")
+            if os.path.isdir(args.json) or not os.access(folder, os.W_OK):
+                raise UsageError(f"--json: {args.json!r} is a folder, or lies in one that cannot be written to")
         report = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine()}
         if builders:
             report["repeat"] = repeat[0]
@@ -538,9 +542,9 @@ class Bench:
             report["startup"] = startup()
         if args.busy:
             report["busy"] = busy(repeat=5 * repeat[0])
+        print(format_report(report))
         if args.json:
             write_atomically(args.json, json.dumps(report, indent=2) + "\n")
-        print(format_report(report))
         return 0
 
 

@@ -43,12 +43,13 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
     """
     path = os.fsdecode(path)
     remedy = "remove it to start anew"
+    other = "to go on from a checkpoint give that of such a run, to begin with a new one choose another name"
     if os.path.isdir(path):
         raise CheckpointError(f"{path}: expected a checkpoint of ase_nepcg, got a folder; name a file in it")
     with open(path, "rb") as file:
         content = file.read()
     if content and not content.startswith(b"PK"):
-        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; choose another name for the checkpoint")
+        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; {other}")
     try:
         # from memory: a damaged archive would keep its file open
         archive = np.load(io.BytesIO(content), allow_pickle=False)
@@ -56,15 +57,16 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
     except _DAMAGES as error:
         raise CheckpointError(f"{path}: not a checkpoint, truncated or damaged ({error}); {remedy}") from None
     if _HEADER not in arrays or _HASH not in arrays:
-        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; choose another name for the checkpoint")
+        raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; {other}")
     expected = arrays.pop(_HASH).tobytes()
     if _digest(arrays) != expected:
         raise CheckpointError(f"{path}: the content does not match its hash, the file is damaged; {remedy}")
     header = json.loads(arrays.pop(_HEADER).tobytes().decode())
-    if header.get("kind") != kind or header.get("version") != _VERSION:
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path}: expected a checkpoint of kind {kind!r}, got {header.get('kind')!r}; {other}")
+    if header.get("version") != _VERSION:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of kind {kind!r}, version {_VERSION}, got {header.get('kind')!r}, version "
-            f"{header.get('version')!r}; {remedy}"
+            f"{path}: expected a checkpoint of version {_VERSION}, got version {header.get('version')!r}; {remedy}"
         )
     return header, arrays
 

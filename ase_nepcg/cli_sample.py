@@ -107,7 +107,18 @@ class Sample:
             print(f"nepcg sample: error: {name} (no. {failure.index}): {failure.reason}", file=sys.stderr)
             if args.traceback and failure.traceback:
                 print(failure.traceback, file=sys.stderr)
-        return 1 if failures else 0
+        from .training.targets import went_wrong
+
+        off = [
+            name for (name, *_), result in zip(structures, results, strict=True) if result and went_wrong(result.frame)
+        ]
+        if off:
+            print(
+                f"nepcg sample: error: {', '.join(off)}: the kinetic temperature is wrong (see above), and so are the "
+                "averages; sample again with a shorter --timestep-fs or a longer --equilibration-ps",
+                file=sys.stderr,
+            )
+        return 1 if failures or off else 0
 
 
 _PASSED = ("temperature_K", "time_ps", "force_error", "timestep_fs", "ensemble", "friction_per_fs", "equilibration_ps")

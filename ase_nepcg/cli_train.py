@@ -19,6 +19,14 @@ __all__ = ["Train"]
 
 _OPTIMIZERS = ("gradient", "lbfgs", "adam", "snes")
 # what a folder may be given besides its nep.in
+# options that not every optimizer has
+_OF_OPTIMIZERS = {
+    "batch": ("adam", "snes"),
+    "full_batch": ("snes",),
+    "learning_rate": ("adam",),
+    "population": ("snes",),
+    "sigma0": ("snes",),
+}
 # there while a training uses its folder
 _LOCK = ".nepcg-train.lock"
 _OF_BOTH = ("source", "optimizer", "steps", "seed", "threads", "device", "cache_GB", "checkpoint", "plot", "traceback")
@@ -206,6 +214,7 @@ def _train_frames(args, began: float) -> int:
     test = None if test_path is None else read_dataset(test_path)
     species = tuple(args.species) if "species" in args else species_of(frames)
     settings |= _shape(args, species)
+    _check_optimizer(args, sum(map(len, frames)))
     remedy = ": give --species with all of them"
     for path, some in ((args.source, frames), (test_path, test)):
         if some is not None:
@@ -214,6 +223,8 @@ def _train_frames(args, began: float) -> int:
     wrong_values = (TrainingError, LossError, FineTuneError, BaselineError, ModelError)
     try:
         with results.prepared() as checkpoint:
+            if test_path is not None and os.path.samefile(test_path, args.source):
+                print("note: --test is the training file: its errors say nothing about new frames", file=sys.stderr)
             training = train(frames, test=test, species=species, checkpoint=checkpoint, **settings)
             names = results.write(training)
     except ModelFileError:
@@ -226,6 +237,7 @@ def _train_frames(args, began: float) -> int:
         # about the training set as a whole
         raise TargetError(str(error), args.source) from error
 
+    print(f"{args.source}: {len(frames)} frames of {' '.join(species)}")
     _print_table(args.source, training.targets, training.predictions, _report, _counted)
     if test is not None:
         _print_table(test_path, training.test_targets, training.test_predictions, _report, _counted)
@@ -238,6 +250,21 @@ def _train_frames(args, began: float) -> int:
         without = " without --overwrite" * ("overwrite" in args)
         return _interrupted(training, f"the same command{without} goes on from {results.checkpoint}")
     return 0
+
+
+def _check_optimizer(args, n_sites: int) -> None:
+    """UsageError for options that the optimizer does not have."""
+    from .cli import UsageError
+    from .training.core import chosen_optimizer
+
+    optimizer = chosen_optimizer(getattr(args, "optimizer", "gradient"), n_sites)
+    used = {optimizer, "snes"} if getattr(args, "polish", 0) else {optimizer}
+    for name, owners in _OF_OPTIMIZERS.items():
+        if name in args and not used & set(owners):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is an option of {' and '.join(owners)}, the optimizer is {optimizer}; "
+                f"give --optimizer {owners[0]}, or leave it out"
+            )
 
 
 def _shape(args, species) -> dict:

@@ -459,18 +459,20 @@ def write_atomically(path, content: str | bytes) -> None:
         kind = IsADirectoryError if stat.S_ISDIR(mode) else OSError
         raise kind(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "expected a regular file or a new name", path)
     temporary = os.path.join(os.path.dirname(path), f".nepcg-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode("ascii"))
             file.flush()
             os.fsync(file.fileno())
             if mode is not None:
                 os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            # those of a full disk name no file, others the temporary one
+            raise type(error)(error.errno, error.strerror, path) from error
         raise
 
 

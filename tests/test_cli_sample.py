@@ -12,8 +12,9 @@ from ase.build import molecule
 from ase.calculators.lj import LennardJones
 from ase.io import write
 
-from ase_nepcg import Mapping, read_dataset, sample_mean_force
+from ase_nepcg import Mapping, read_dataset, sample_mean_force, train
 from ase_nepcg.cli import main
+from ase_nepcg.dataset import DatasetError
 from ase_nepcg.meanforce import campaign
 from ase_nepcg.meanforce.campaign import CampaignInterrupted, frame_seed
 
@@ -59,6 +60,19 @@ def no_run(monkeypatch):
 def sample(capsys, *arguments, status=0):
     assert main(["sample", *map(str, arguments)]) == status
     return capsys.readouterr()
+
+
+def test_averages_of_a_run_that_went_wrong(work, capsys):
+    """From a start far from equilibrium, which heats up: the frame is written, but nobody can miss it."""
+    hot = crystal()
+    hot.positions[1] += [0, 0, -1.6]
+    write("hot.traj", hot)
+    settings = [*LJ, *BEADS, *RUN, "--equilibration-ps", "0.002", "--friction-per-fs", "0.001"]
+    out, err = sample(capsys, "one.traj", "hot.traj", *settings, "--output", "a.xyz", status=1)
+    assert "a.xyz: 2 frames" in out
+    assert "nepcg sample: error: hot.traj: the kinetic temperature is wrong" in err
+    with pytest.raises(DatasetError, match=r"frame 1: kinetic_temperature is .* went wrong"):
+        train(read_dataset("a.xyz"), steps=1, progress=False)
 
 
 def test_frames_are_those_of_single_runs(work, capsys):

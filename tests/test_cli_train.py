@@ -176,11 +176,31 @@ def test_one_training_at_a_time_uses_a_folder(work, capsys):
     assert everything() == before
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--population", "20"), "--population is an option of snes, the optimizer is lbfgs"),
+        (("--batch", "2"), "--batch is an option of adam and snes, the optimizer is lbfgs"),
+        (("--optimizer", "adam", "--sigma0", "1"), "--sigma0 is an option of snes, the optimizer is adam"),
+        (("--optimizer", "snes", "--learning-rate", "1"), "--learning-rate is an option of adam"),
+    ],
+)
+def test_options_that_would_do_nothing(work, capsys, no_training, extra, message):
+    assert message in run(capsys, "frames.xyz", *RUN, *extra, status=2)[1]
+    assert no_training.calls == []
+
+
+def test_what_a_user_should_notice(work, capsys, no_training):
+    _, err = run(capsys, "frames.xyz", *RUN, "--test", "frames.xyz", status=2)
+    assert "note: --test is the training file" in err
+
+
 def test_more_steps_with_a_test_set(work, capsys):
     """The patience that nobody gave follows the number of steps; that is no other run."""
     start = ["frames.xyz", "--test", "frames.xyz", "--output", "a", *RUN]
     run(capsys, *start)
     out, _ = run(capsys, *start, "--steps", "40")
+    assert "frames of H O" in out
     assert "the run goes on from there" in out
     _, err = run(capsys, *start, "--steps", "40", "--patience", "3", status=1)
     assert "patience was None, is 3" in err
@@ -227,8 +247,14 @@ def test_options_are_arguments(work, capsys, no_training):
         "--lambda-shear 3 --force-delta 0.5": {"lambda_shear": 3, "force_delta": 0.5},
         "--type-weight 1 0": {"type_weight": [1, 0]},
         "--weighting errorbars": {"weighting": "errorbars"},
-        "--batch 3 --full-batch --population 20": {"batch": 3, "full_batch": True, "population": 20},
-        "--sigma0 0.05 --learning-rate 1e-3": {"sigma0": 0.05, "learning_rate": 1e-3},
+        "--polish 3 --batch 3 --full-batch --population 20 --sigma0 0.05": {
+            "polish": 3,
+            "batch": 3,
+            "full_batch": True,
+            "population": 20,
+            "sigma0": 0.05,
+        },
+        "--optimizer adam --learning-rate 1e-3": {"optimizer": "adam", "learning_rate": 1e-3},
         "--polish 10 --patience 5 --interval 2": {"polish": 10, "patience": 5, "interval": 2},
         "--n-models 3 --seed 0 --steps 7": {"n_models": 3, "seed": 0, "steps": 7},
         "--cache-GB 0.5 --checkpoint a.npz": {"cache_GB": 0.5, "checkpoint": Path("a.npz")},

@@ -282,13 +282,13 @@ def test_damaged_files(path):
 def test_other_versions_and_kinds(path, monkeypatch):
     start(path.parent, files=()).checkpoint(path)
     rewrite(path, kind="training")
-    with pytest.raises(CheckpointError, match=r"expected .*kind 'md'.* got 'training'.*remove it"):
+    with pytest.raises(CheckpointError, match=r"expected .*kind 'md'.* got 'training'; .* give that of such a run"):
         restart(path)
     start(path.parent, files=()).checkpoint(path.with_name("new.npz"))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_VERSION", 99)
         start(path.parent, files=()).checkpoint(path.with_name("old.npz"))
-    with pytest.raises(CheckpointError, match=r"version 1, got 'md', version 99"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint of version 1, got version 99; remove it"):
         restart(path.with_name("old.npz"))
 
 
@@ -341,8 +341,8 @@ def test_names_that_cannot_be_used_are_refused_at_once(tmp_path):
     np.savez(other, x=np.zeros(3))
     before = runs.contents(tmp_path)
     for path, message in (
-        (text, r"notes\.txt: not a checkpoint of ase_nepcg; choose another name"),
-        (other, r"numbers\.npz: not a checkpoint of ase_nepcg; choose another name"),
+        (text, r"notes\.txt: not a checkpoint of ase_nepcg; .* choose another name"),
+        (other, r"numbers\.npz: not a checkpoint of ase_nepcg; .* choose another name"),
         (tmp_path / "nowhere" / "run.npz", r"run\.npz: there is no folder .*nowhere; make it first"),
         (tmp_path, "got a folder"),
     ):

@@ -377,16 +377,16 @@ def test_damaged_checkpoints_are_refused(run, tmp_path, monkeypatch):
             run(checkpoint=path)
         assert path.read_bytes() == content[:length]
     path.write_text("lattice")
-    with pytest.raises(CheckpointError, match="not a checkpoint of ase_nepcg; choose another name"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of ase_nepcg; .* choose another name"):
         run(checkpoint=path)
     assert path.read_text() == "lattice"
     write_checkpoint(path, "mean-force", {}, {})
-    with pytest.raises(CheckpointError, match="of kind 'training', version 1, got 'mean-force'"):
+    with pytest.raises(CheckpointError, match="of kind 'training', got 'mean-force'; to go on"):
         run(checkpoint=path)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_VERSION", 7)
         write_checkpoint(path, "training", {}, {})
-    with pytest.raises(CheckpointError, match="version 1, got 'training', version 7"):
+    with pytest.raises(CheckpointError, match="of version 1, got version 7"):
         run(checkpoint=path)
 
 

@@ -274,6 +274,7 @@ def _info(**values):
         (_info(virial=VIRIAL, virial_error=-VIRIAL), "virial_error: expected numbers >= 0"),
         (_info(virial_error=VIRIAL), "virial_error: expected virial with it"),
         (_conflict, "virial and stress disagree"),
+        (_info(kinetic_temperature=2e5), "kinetic_temperature is 200000 K, temperature 300 K: the run .* went wrong"),
         (_label, r"labels Xe are not among the species of the model \(H, O\)"),
         (_flat_cell, "cell"),
     ],
@@ -284,6 +285,13 @@ def test_bad_frames_are_named(spoil, message):
     with pytest.raises(DatasetError, match=f"^frame 2: .*{message}") as error:
         Targets.from_frames(frames, SPECIES, temperature=True)
     assert error.value.frame == 2
+
+
+def test_kinetic_temperatures_that_chance_explains():
+    for kelvin in (20.0, 900.0, np.nan):
+        one = frame(temperature=300.0)
+        one.info["kinetic_temperature"] = kelvin
+        assert len(Targets.from_frames([one], SPECIES, temperature=True).types) == len(one)
 
 
 def test_several_unknown_labels_are_all_told():

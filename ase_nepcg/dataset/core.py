@@ -193,7 +193,10 @@ def _check_frame(atoms) -> None:
     validate_array("positions", atoms.positions, (n, 3))
     validate_array("cell", atoms.cell.array, (3, 3))
     if not frame_volume(atoms):
-        raise DatasetError(f"cell: expected three vectors that span space, got {atoms.cell.array.tolist()}")
+        raise DatasetError(
+            f"cell: expected three vectors that span space, got {atoms.cell.array.tolist()}; frames have one also where "
+            "they are not periodic (atoms.center(vacuum=10) makes one)"
+        )
     results = stored_results(atoms)
     if "forces" not in results:
         stale = atoms.calc is not None and "forces" in (getattr(atoms.calc, "results", None) or {})

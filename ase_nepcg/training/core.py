@@ -257,7 +257,7 @@ def train(
         model,
         q_scaler=descriptor_scaler(model, targets, threads=threads) if start is None else _scaler_of(start, model),
     )
-    optimizer = chosen_optimizer(optimizer, targets)
+    optimizer = chosen_optimizer(optimizer, len(targets.types))
     steps = steps or STEPS[optimizer]
     stages = [(optimizer, steps)] + [("snes", polish)] * (polish > 0)
     return run_training(
@@ -270,13 +270,13 @@ def train(
     )  # fmt: skip
 
 
-def chosen_optimizer(name: str, targets: Targets) -> str:
-    """What ``"gradient"`` stands for with so many sites; other names are checked."""
+def chosen_optimizer(name: str, n_sites: int) -> str:
+    """What ``"gradient"`` stands for with so many sites in all frames; other names are checked."""
     if name not in OPTIMIZERS:
         raise TrainingError(f"optimizer: unknown name {name!r}; {closest(str(name), OPTIMIZERS)}")
     if name != "gradient":
         return name
-    return "lbfgs" if len(targets.types) <= _MOST_SITES else "adam"
+    return "lbfgs" if n_sites <= _MOST_SITES else "adam"
 
 
 def run_training(

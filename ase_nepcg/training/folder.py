@@ -142,7 +142,7 @@ def train_folder(
             lines["version"],
             f"version: {settings.version} can be evaluated (prediction 1), not trained; expected 4 or no such line",
         )
-    optimizer = chosen_optimizer(optimizer, targets)
+    optimizer = chosen_optimizer(optimizer, len(targets.types))
     if optimizer == "snes" and not (steps or settings.generation):
         raise NepInError(path, lines["generation"], "generation: expected at least 1, got 0 (see also prediction)")
     test_targets = None

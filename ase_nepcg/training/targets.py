@@ -122,6 +122,17 @@ class Targets:
         )
 
 
+# times the wanted temperature: twice can be chance in a short run of few atoms
+_WRONG = 5.0
+
+
+def went_wrong(atoms) -> bool:
+    """Whether a frame of averages is from a run whose kinetic temperature was far above the wanted one."""
+    wanted, found = (atoms.info.get(name) for name in ("temperature", "kinetic_temperature"))
+    # NaN where nothing moved
+    return None not in (wanted, found) and found > _WRONG * wanted
+
+
 def _take(atoms, species, temperature: bool, index: int) -> dict:
     n, info, results = len(atoms), atoms.info, stored_results(atoms)
     labels = get_labels(atoms)
@@ -144,6 +155,12 @@ def _take(atoms, species, temperature: bool, index: int) -> dict:
     if temperature and kelvin is None:
         raise TargetError(
             "temperature: the model has a temperature input, expected info['temperature'] in K, got none", frame=index
+        )
+    if went_wrong(atoms):
+        raise TargetError(
+            f"kinetic_temperature is {info['kinetic_temperature']:g} K, temperature {kelvin:g} K: the run that this "
+            "frame is an average of went wrong; leave it out or sample it again",
+            frame=index,
         )
     virial = frame_virial(atoms, results)
     error = info.get("virial_error") if virial is not None else None
