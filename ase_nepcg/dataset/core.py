@@ -194,8 +194,8 @@ def _check_frame(atoms) -> None:
     validate_array("cell", atoms.cell.array, (3, 3))
     if not frame_volume(atoms):
         raise DatasetError(
-            f"cell: expected three vectors that span space, got {atoms.cell.array.tolist()}; frames have one also where "
-            "they are not periodic (atoms.center(vacuum=10) makes one)"
+            f"cell: expected three vectors that span space, got {atoms.cell.array.tolist()}; frames have a cell also "
+            "where they are not periodic (atoms.center(vacuum=10) makes one)"
         )
     results = stored_results(atoms)
     if "forces" not in results:
