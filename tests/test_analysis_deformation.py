@@ -18,7 +18,7 @@ SHORT = {
     "temperature_K": 0.01,
     "windows": 5,
     "replicas": 2,
-    "equilibration_ps": 0.1,
+    "equilibration_ps": 0.2,
     "progress": False,
 }
 
@@ -146,6 +146,7 @@ def test_slopes_and_errors_of_made_up_numbers():
         ({"rate_per_ps": -0.01, "max_strain": 1.0}, AnalysisError, "a compression ends before 1"),
         ({"rate_per_ps": 0.0}, EnsembleError, "rate_per_ps"),
         ({"free": "x"}, EnsembleError, "free"),
+        ({"free": "y"}, AnalysisError, r"equilibration_ps: free axes need at least 3 tau_p_fs \(3 ps\)"),
         ({"seed": -1}, AnalysisError, "seed: expected an integer of at least 0"),
         ({"seed": 1.5}, AnalysisError, "seed: expected an integer"),
     ],

@@ -20,6 +20,8 @@ __all__ = ["StressStrain", "stress_strain"]
 
 # fs between samples of a window
 _SAMPLE_FS = 20.0
+# relaxation times of free axes before the pull
+_RELAXED = 3
 _VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 
@@ -83,7 +85,7 @@ def stress_strain(
     ``atoms``: with a :class:`~ase_nepcg.NEP` calculator, at the length from which strains are counted. ``free``,
     ``pressure_GPa``, ``tau_p_fs``, ``compressibility_per_GPa``: of the other axes, see :class:`ase_nepcg.md.Deform`;
     ``replicas``: runs with other velocities (at least two), which equilibrate for ``equilibration_ps`` first, their
-    free axes at ``pressure_GPa``, the others as they are (give several ``tau_p_fs`` if axes are free). ``linear``:
+    free axes at ``pressure_GPa``, the others as they are (at least three ``tau_p_fs`` if axes are free). ``linear``:
     strain up to which the moduli are fitted, the average strains of at least two windows. ``thickness_A``: of a sheet,
     to whose volume stresses and ``pressure_GPa`` then refer; needed if a direction is not periodic. Raises
     :class:`AnalysisError`, and EnsembleError for settings of ``Deform``.
@@ -109,6 +111,11 @@ def stress_strain(
     if rate_per_ps < 0 and max_strain >= 1:
         raise AnalysisError(f"max_strain: a compression ends before 1, got {max_strain:g}")
     linear = min(linear, max_strain)
+    if free and 1000.0 * equilibration_ps < _RELAXED * tau_p_fs:
+        raise AnalysisError(
+            f"equilibration_ps: free axes need at least {_RELAXED} tau_p_fs ({_RELAXED * tau_p_fs * 1e-3:g} ps) to "
+            f"come to their pressure, got {equilibration_ps:g} ps"
+        )
     steps = round(max_strain / (abs(rate_per_ps) * timestep_fs * 1e-3))
     sample = max(1, round(_SAMPLE_FS / timestep_fs))
     if steps // sample < windows:
