@@ -69,7 +69,7 @@ def _outputs(args, *names) -> dict:
     from .cli import UsageError
 
     folder = Path(args.output).parent
-    if args.output.endswith(("/", os.sep)) or os.path.isdir(args.output):
+    if os.path.basename(args.output) in ("", ".", ".."):
         raise UsageError(
             f"--output {args.output}: expected the beginning of file names, got a folder; for example "
             f"{os.path.join(args.output, 'run')}"

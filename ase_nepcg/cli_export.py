@@ -53,8 +53,10 @@ class Export:
         if args.groups and args.program != "gpumd":
             raise UsageError("--groups is for gpumd")
         atoms = starting_structure(args)
-        if "replicate" in args:
+        if getattr(args, "replicate", (1, 1, 1)) != (1, 1, 1):
             # copies of a cell must not move in step
+            if args.temperature_K is None:
+                raise UsageError("--replicate: copies need velocities of their own; give the --temperature-K of them")
             atoms.arrays.pop("momenta", None)
         settings = {
             "timestep_fs": args.timestep_fs,

@@ -205,13 +205,6 @@ def _new(args):
         # what cannot begin must not replace anything
         atoms.get_forces()
     try:
-        # a file that another run writes to is refused here, before its checkpoint is touched
-        if "trajectory" in paths:
-            md.add_output(open_output(paths["trajectory"], getattr(args, "trajectory_interval", 1000)))
-        md.add_output(ThermoOutput(paths["thermo"], getattr(args, "thermo_interval", 100)))
-        if "overwrite" in args:
-            # a crash must not leave an old checkpoint beside new files
-            paths["checkpoint"].unlink(missing_ok=True)
         md.attach(room.Thermo(), interval=_SAMPLE)
         if "rdf" in args:
             r_max, interval = args.rdf
@@ -220,6 +213,13 @@ def _new(args):
             md.attach(room.Conductivity(), interval=_SAMPLE)
         if closest_pairs is not None:
             md.attach(closest_pairs, interval=_SAMPLE)
+        # last, since they are new files: whatever refuses the run does so before
+        if "trajectory" in paths:
+            md.add_output(open_output(paths["trajectory"], getattr(args, "trajectory_interval", 1000)))
+        md.add_output(ThermoOutput(paths["thermo"], getattr(args, "thermo_interval", 100)))
+        if "overwrite" in args:
+            # a crash must not leave an old checkpoint beside new files
+            paths["checkpoint"].unlink(missing_ok=True)
         _announce(md, atoms, args, steps)
         md.max_steps = steps
         md.checkpoint(paths["checkpoint"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import time
 import warnings
@@ -377,16 +378,14 @@ class _Results:
             with locked(self.folder / _LOCK, busy):
                 yield from self._prepared()
         finally:
-            if new_folder and not self.checkpoint.exists():
-                with contextlib.suppress(OSError):
+            if new_folder:
+                with contextlib.suppress(OSError):  # it is not empty
                     self.folder.rmdir()
 
     def _prepared(self):
         if self.checkpoint.exists() and not self.overwrite:
             print(f"{self.checkpoint}: the run goes on from there", flush=True)
-        pattern = f"{self.checkpoint.stem}*{self.checkpoint.suffix}"
-        old = {path: path.with_name(path.name + ".old") for path in self.checkpoint.parent.glob(pattern)}
-        old = old if self.overwrite else {}
+        old = {path: path.with_name(path.name + ".old") for path in self._checkpoints()} if self.overwrite else {}
         for path, kept in old.items():
             path.replace(kept)
         try:
@@ -398,6 +397,23 @@ class _Results:
                     kept.unlink()
                 else:
                     kept.replace(path)
+
+    def _checkpoints(self) -> list[Path]:
+        """Those of an earlier run, of all its models; refused if another training writes them, or for other files."""
+        from .cli import UsageError
+        from .training.fit import lock
+
+        with lock(self.checkpoint):
+            pass
+        stem, suffix = re.escape(self.checkpoint.stem), re.escape(self.checkpoint.suffix)
+        own = re.compile(rf"{stem}(-[1-9]\d*)?{suffix}")
+        found = [path for path in sorted(self.checkpoint.parent.iterdir()) if own.fullmatch(path.name)]
+        for path in found:
+            with open(path, "rb") as file:
+                start = file.read(2)
+            if start not in (b"PK", b""):
+                raise UsageError(f"--checkpoint {path}: that is no checkpoint, and will not be replaced")
+        return found
 
     def write(self, training) -> list[str]:
         from .nepfile import write_atomically

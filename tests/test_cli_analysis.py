@@ -88,7 +88,7 @@ def test_rdf_refusals(gas, capsys):
     assert "no more frames" in refused(capsys, "rdf", "gas.traj", "--r-max", 5, "--skip", 20, *new, status=1)
     assert "No such file" in refused(capsys, "rdf", "gsa.traj", "--r-max", 5, *new, status=1)
     assert "there is no folder" in refused(capsys, "rdf", "gas.traj", "--r-max", 5, "--output", "no/rdf")
-    for folder in (".", "no/", str(Path().absolute())):
+    for folder in (".", "no/", "../.."):
         assert "got a folder; for example" in refused(capsys, "rdf", "gas.traj", "--r-max", 5, "--output", folder)
     assert "times the smallest height" in refused(capsys, "rdf", "gas.traj", "--r-max", 500, *new, status=1)
     assert "--r-max" in refused(capsys, "rdf", "gas.traj", "--rmax", 5, *new)

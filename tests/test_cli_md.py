@@ -325,11 +325,13 @@ def test_nothing_is_overwritten_by_accident(work, capsys):
     ase.io.write("twice.traj", twice)
     assert "same place" in run(capsys, "twice.traj", "nep.txt", *NVE, "--steps", "5", "--overwrite", status=1).err
     assert {path.name: path.read_bytes() for path in work.glob("md.*")} == before
+    assert "times the smallest height" in md(capsys, *NVE, "--overwrite", "--rdf", "500,10", status=1).err
+    assert {path.name: path.read_bytes() for path in work.glob("md.*")} == before
     # nor does what another run writes to
-    with open("md.csv", "r+b") as other:
+    with open("md.traj", "r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "another run writes to this file" in md(capsys, *NVE, "--overwrite", status=1).err
-    assert (work / "md.npz").read_bytes() == before["md.npz"]
+    assert {path.name: path.read_bytes() for path in work.glob("md.*")} == before
     # even --overwrite does not touch what the run starts from
     err = run(capsys, "md.traj", "nep.txt", *NVE, "--steps", "5", "--overwrite", status=2).err
     assert "md.traj would be overwritten, which the run starts from" in err

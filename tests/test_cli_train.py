@@ -195,6 +195,26 @@ def test_what_a_user_should_notice(work, capsys, no_training):
     assert "note: --test is the training file" in err
 
 
+def test_overwriting_touches_checkpoints_only(work, capsys):
+    """Those of this name, and not what merely begins like it."""
+    run(capsys, "frames.xyz", "--checkpoint", "f.npz", *RUN)
+    for name in ("f10.npz", "f-notes.npz", "f-1.npz"):
+        shutil.copy("f.npz", name)
+    before = everything()
+    run(capsys, "frames.xyz", "--checkpoint", "f.npz", *RUN, "--seed", "9", "--overwrite")
+    after = everything()
+    assert set(before) - set(after) == {"f-1.npz"}
+    assert [after[name] == before[name] for name in ("f10.npz", "f-notes.npz", "frames.xyz", "f.npz")] == [True] * 3 + [
+        False
+    ]
+    _, err = run(capsys, "frames.xyz", "--checkpoint", "frames.xyz", *RUN, "--overwrite", status=2)
+    assert "frames.xyz: that is no checkpoint, and will not be replaced" in err
+    with locked("f.npz.lock", RuntimeError()):
+        _, err = run(capsys, "frames.xyz", "--checkpoint", "f.npz", "--output", "new", *RUN, "--overwrite", status=1)
+    assert "f.npz: another training writes this checkpoint" in err
+    assert everything() == after
+
+
 def test_more_steps_with_a_test_set(work, capsys):
     """The patience that nobody gave follows the number of steps; that is no other run."""
     start = ["frames.xyz", "--test", "frames.xyz", "--output", "a", *RUN]

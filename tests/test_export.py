@@ -203,6 +203,11 @@ def test_command(beads, models, tmp_path, monkeypatch, capsys):
     assert main(["export", "gpumd", *start, *symbols, "--output", "two", "--replicate", "2 1 1"]) == 0
     assert "velocity 300" in Path("two/run.in").read_text()
     assert "vel" not in ase.io.read("two/model.xyz").arrays
+    cold = ["export", "gpumd", *start[:-2], *symbols, "--output", "three", "--replicate"]
+    assert main([*cold, "2 1 1"]) == 2
+    assert "copies need velocities of their own" in capsys.readouterr().err
+    assert main([*cold, "1 1 1"]) == 0
+    assert "vel" in ase.io.read("three/model.xyz").arrays
     assert main(["export", "gromacs", *start]) == 2
     assert main(["export", "gpumd", *start, "--symbols", "W1"]) == 2
     assert "expected LABEL=SYMBOL" in capsys.readouterr().err

@@ -199,7 +199,10 @@ def test_bad_input(rng):
         RDF(5.0, pairs=[("Ow", "O")]).allocate(s, 0, info)
     with pytest.raises(ObserverError, match="'H' has no site in replica 0"):
         RDF(5.0, pairs=[("H", "O")]).allocate(s, 0, info)
-    with pytest.raises(ObserverError, match=r"radius of 100 Å is 20 times the smallest height of the cell \(5 Å\)"):
+    with pytest.raises(
+        ObserverError,
+        match=r"100 Å is 20 times the smallest height of the cell \(5 Å\) and meets 8e\+04",
+    ):
         RDF(100.0).allocate(s, 0, info)
     s.cell[0, 1] = s.cell[0, 0]
     with pytest.raises(ObserverError, match="linearly independent"):

@@ -288,7 +288,7 @@ def test_bad_frames_are_named(spoil, message):
 
 
 def test_kinetic_temperatures_that_chance_explains():
-    for kelvin in (20.0, 900.0, np.nan):
+    for kelvin in (20.0, 900.0, np.nan, "hot", np.ones(3)):
         one = frame(temperature=300.0)
         one.info["kinetic_temperature"] = kelvin
         assert len(Targets.from_frames([one], SPECIES, temperature=True).types) == len(one)

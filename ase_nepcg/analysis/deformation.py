@@ -126,7 +126,7 @@ def stress_strain(
     # samples in windows that are as equal as whole numbers allow
     ends = np.arange(1, windows + 1) * (steps // sample) // windows
     strains = [rows.mean() for rows in np.split(_strains(deform, timestep_fs, sample, ends[-1]), ends[:-1])]
-    _linear(np.array(strains), linear)
+    use = _linear(np.array(strains), linear)
     settle = steps_of(equilibration_ps, timestep_fs)
     starts = equilibrated(atoms, replicas, temperature_K, timestep_fs, settle, seed, progress, _at_rest(deform))
     pulled = [
@@ -143,11 +143,15 @@ def stress_strain(
         run.attach(look, sample)
     MD.batch(pulled).run(steps)
     table = [[part.mean(axis=0) for part in np.split(np.array(rows)[: ends[-1]], ends[:-1])] for rows in samples]
-    return _evaluate(deform, np.array(table), linear)
+    return _evaluate(deform, np.array(table), use, linear)
 
 
 def _scale(atoms, deform, thickness_A) -> float:
     """What stresses are multiplied by."""
+    if np.count_nonzero(atoms.pbc) < 2:
+        raise AnalysisError(
+            f"pbc is {atoms.pbc.tolist()}: expected a cell that is periodic in all directions, or a sheet (in two)"
+        )
     if thickness_A is None and not atoms.pbc.all():
         raise AnalysisError(
             f"pbc is {atoms.pbc.tolist()}: stresses refer to a volume, and that of the cell has a vacuum in it; give "
@@ -188,14 +192,13 @@ def _linear(strain, linear) -> np.ndarray:
     return use
 
 
-def _evaluate(deform, table, linear) -> StressStrain:
-    """``table`` (replicas, windows, 9): stresses and strains."""
+def _evaluate(deform, table, use, linear) -> StressStrain:
+    """``table`` (replicas, windows, 9): stresses and strains; ``use`` (windows,): those that slopes are fitted to."""
     along = "xyz".index(deform.axis)
     replicas = len(table)
     mean = table.mean(axis=0)
     error = table.std(axis=0, ddof=1) / np.sqrt(replicas)
     strain = mean[:, 6 + along]
-    use = _linear(strain, linear)
     x = strain[use] - strain[use].mean()
     slopes = np.einsum("w,rwc->rc", x / (x @ x), table[:, use])
     poisson = -slopes[:, 6:]

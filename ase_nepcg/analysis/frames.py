@@ -196,7 +196,9 @@ class Series:
     def __init__(self, source, *, moving: bool = False):
         self._source, self._moving, self._spacing = source, moving, None
         self._frames = read_frames(source)
-        self.head = list(itertools.islice(self._frames, 2))
+        # a copy: a run may yield the same Atoms each time
+        self.head = [next(self._frames).copy()]
+        self.head += itertools.islice(self._frames, 1)
         self.labels, self.pbc = get_labels(self.head[0]), self.head[0].pbc.copy()
 
     def every(self, frame_fs: float | None) -> float:

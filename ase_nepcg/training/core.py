@@ -321,6 +321,7 @@ def run_training(
         shared["steps"] = stages[0][1]
     fits = []
     for number in range(n_models):
+        # so that any of them can be made alone, by train(seed=...)
         own = seed + number
         if z is not None:
             first = z

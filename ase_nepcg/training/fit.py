@@ -96,13 +96,13 @@ def fit(
     before anything is written: ``step`` is the number of steps done before, ``note`` what it returned at the start of
     the run (None), which is kept in the checkpoint.
     """
-    with _lock(checkpoint):
+    with lock(checkpoint):
         run = _Run(objective, test, stages, z, seed, checkpoint, fingerprint or {}, patience, settings)
         return _advance(run, stages, interval, on_start, on_report, progress)
 
 
-def _lock(checkpoint):
-    """One run at a time writes a checkpoint."""
+def lock(checkpoint):
+    """Context in which this run alone writes a checkpoint; raises :class:`CheckpointError` if another one does."""
     if checkpoint is None:
         return contextlib.nullcontext()
     path = os.fspath(checkpoint)

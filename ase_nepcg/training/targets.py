@@ -8,6 +8,7 @@ import numpy as np
 
 from ..dataset.core import as_list, validate
 from ..dataset.results import DatasetError, frame_virial, frame_volume, stored_results
+from ..errors import is_number
 from ..labels import get_labels
 
 __all__ = ["VOIGT", "TargetError", "Targets", "species_of"]
@@ -130,7 +131,7 @@ def went_wrong(atoms) -> bool:
     """Whether a frame of averages is from a run whose kinetic temperature was far above the wanted one."""
     wanted, found = (atoms.info.get(name) for name in ("temperature", "kinetic_temperature"))
     # NaN where nothing moved
-    return None not in (wanted, found) and found > _WRONG * wanted
+    return is_number(wanted) and is_number(found) and bool(found > _WRONG * wanted)
 
 
 def _take(atoms, species, temperature: bool, index: int) -> dict:

@@ -72,8 +72,8 @@ _FINE = 16
 # sites compared with one at a time, and squared distances after which a batch is handed over
 CHUNK, BATCH = 512, 512
 _MAX_IMAGES = 100_000
-# at the start, when the cell may still shrink: about ten times its height
-_MAX_IMAGES_AT_FIRST = 12_000
+# at the start, when the cell may still shrink
+_MAX_IMAGES_AT_FIRST = 60_000
 # rows of bins whose runs have more sites than this are divided
 _CROWDED = 64
 
@@ -119,11 +119,12 @@ def _check_reach(state, replica, radius):
     """Refuse radii that meet very many images."""
     pbc = state.pbc[replica]
     heights = 1.0 / np.linalg.norm(np.linalg.inv(complete_cell(state.cell[replica], pbc)), axis=0)[pbc]
-    if np.prod(2.0 * radius / heights + 3.0) > _MAX_IMAGES_AT_FIRST:
+    images = np.prod(2.0 * radius / heights + 3.0)
+    if images > _MAX_IMAGES_AT_FIRST:
         raise ObserverError(
             f"a radius of {radius:g} Å is {radius / heights.min():.0f} times the smallest height of the cell "
-            f"({heights.min():.4g} Å) and meets too many of its images; use a smaller one, at most about ten heights, "
-            "or repeat the cell"
+            f"({heights.min():.4g} Å) and meets {images:.2g} images, at most {_MAX_IMAGES_AT_FIRST} are searched; use "
+            "a smaller radius, or repeat the cell"
         )
 
 
