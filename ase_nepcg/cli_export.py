@@ -41,7 +41,12 @@ class Export:
         )
         run.add_argument("--pressure-GPa", "--pressure", type=finite, metavar="P", help="(default: constant volume)")
         start = _adder(parser.add_argument_group("start"))
-        start("--replicate", type=_replicate, metavar='"A B C"', help="repeat the cell along its vectors")
+        start(
+            "--replicate",
+            type=_replicate,
+            metavar='"A B C"',
+            help="repeat the cell along its vectors, with new velocities",
+        )
         start("--masses", type=_masses, action="append", metavar="LABEL=M", help="in u, e.g. WAT=18.015,MET=32.042")
         add_mapping_arguments(parser)
 
