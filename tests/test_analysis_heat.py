@@ -3,11 +3,9 @@
 import md_physics as physics
 import numpy as np
 import pytest
-from ase import Atoms
 
 from ase_nepcg import analysis
 from ase_nepcg.analysis import AnalysisError
-from ase_nepcg.analysis.conducting import sheet_scale
 from ase_nepcg.analysis.heat import HNEMDResult
 
 SHORT = {"temperature_K": 200.0, "equilibration_ps": 0.2, "time_ps": 1.0, "timestep_fs": 4.0, "progress": False}
@@ -51,18 +49,6 @@ def test_green_kubo():
     assert result.kappa_error > 0
     header, rows = result.as_table()
     assert rows.shape == (26, len(header))
-
-
-def test_thickness_of_a_sheet():
-    sheet = Atoms("C", cell=[[3, 0, 0], [1, 4, 0], [0, 0, 20]], pbc=[True, True, False])
-    assert sheet_scale(sheet, 0, None) == 1.0
-    assert sheet_scale(sheet, 1, 5.0) == pytest.approx(4.0)
-    with pytest.raises(AnalysisError, match="axis z is not in the plane"):
-        sheet_scale(sheet, 2, 5.0)
-    with pytest.raises(AnalysisError, match="expected a sheet"):
-        sheet_scale(Atoms("C", cell=[3, 3, 3], pbc=True), 0, 5.0)
-    with pytest.raises(AnalysisError, match="thickness_A: expected a positive"):
-        sheet_scale(sheet, 0, 0.0)
 
 
 @pytest.mark.parametrize(

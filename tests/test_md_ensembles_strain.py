@@ -5,6 +5,7 @@ import numba
 import numpy as np
 import pytest
 from ase import units
+from md_twin import setup_of
 from npt_systems import crystal, matrix
 from scipy.linalg import expm, polar
 
@@ -60,7 +61,7 @@ def test_driving_force_is_minus_the_derivative_of_enthalpy():
     state = crystal(50.0)
     state.virial[0] = np.random.default_rng(2).normal(size=(3, 3))
     six = (0.3, 0.2, -0.1, 0.05, 0.02, -0.04)
-    p = NPT(300.0, six, 100.0, 1000.0, coupling="triclinic").parameters(systems.md_twin.setup_of(state, 0, 1.0))
+    p = NPT(300.0, six, 100.0, 1000.0, coupling="triclinic").parameters(setup_of(state, 0, 1.0))
     g, work, same = force(state, p, 0.0, 0.0)
     v = abs(np.linalg.det(state.cell[0]))
     expected = v * (systems.pressure_tensor(state)[0] * units.GPa - matrix(six) * units.GPa)
