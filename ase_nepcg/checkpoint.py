@@ -14,7 +14,7 @@ import numpy as np
 from .errors import NepCGError
 from .nepfile import write_atomically
 
-__all__ = ["CheckpointError", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CheckpointError", "may_be_checkpoint", "read_checkpoint", "write_checkpoint"]
 
 _VERSION = 1
 _HEADER, _HASH = "header", "sha256"
@@ -36,6 +36,11 @@ def write_checkpoint(path, kind: str, header: dict, arrays: dict) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def may_be_checkpoint(content: bytes) -> bool:
+    """Whether a file that begins so may be a checkpoint, whole or damaged (an archive, or empty)."""
+    return content[:2] in (b"PK", b"")
+
+
 def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
     """The header and the arrays of :func:`write_checkpoint`.
 
@@ -48,7 +53,7 @@ def read_checkpoint(path, kind: str) -> tuple[dict, dict]:
         raise CheckpointError(f"{path}: expected a checkpoint of ase_nepcg, got a folder; name a file in it")
     with open(path, "rb") as file:
         content = file.read()
-    if content and not content.startswith(b"PK"):
+    if not may_be_checkpoint(content):
         raise CheckpointError(f"{path}: not a checkpoint of ase_nepcg; {other}")
     try:
         # from memory: a damaged archive would keep its file open

@@ -67,7 +67,7 @@ def _read(path: str):
 
 def _set_masses(args, atoms) -> None:
     from .cli import UsageError
-    from .labels import get_labels, has_labels
+    from .labels import get_labels, needs_masses
 
     labels = get_labels(atoms)
     kinds = sorted(set(labels.tolist()))
@@ -75,7 +75,7 @@ def _set_masses(args, atoms) -> None:
     for label in given:
         if label not in kinds:
             raise UsageError(f"--masses: there is no {label!r} in {args.structure}; {closest(label, kinds)}")
-    beads = not atoms.has("masses") and (has_labels(atoms) or (atoms.numbers == 0).any())
+    beads = needs_masses(atoms)
     missing = [label for label in kinds if label not in given]
     if beads and missing:
         example = ",".join(f"{label}=18.015" for label in missing)

@@ -400,6 +400,7 @@ class _Results:
 
     def _checkpoints(self) -> list[Path]:
         """Those of an earlier run, of all its models; refused if another training writes them, or for other files."""
+        from .checkpoint import may_be_checkpoint
         from .cli import UsageError
         from .training.fit import lock
 
@@ -410,8 +411,8 @@ class _Results:
         found = [path for path in sorted(self.checkpoint.parent.iterdir()) if own.fullmatch(path.name)]
         for path in found:
             with open(path, "rb") as file:
-                start = file.read(2)
-            if start not in (b"PK", b""):
+                replaceable = may_be_checkpoint(file.read(2))
+            if not replaceable:
                 raise UsageError(f"--checkpoint {path}: that is no checkpoint, and will not be replaced")
         return found
 

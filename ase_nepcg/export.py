@@ -22,7 +22,7 @@ from ase import units
 from ase.data import atomic_numbers
 
 from .errors import NepCGError, closest, is_integer, is_number
-from .labels import ARRAY, TABLE, get_labels, has_labels
+from .labels import ARRAY, TABLE, get_labels, needs_masses
 from .model import NEPModel
 from .nepfile import write_atomically
 
@@ -188,7 +188,7 @@ def _checked(atoms, model, symbols):
     foreign = sorted(set(labels.tolist()) - set(model.species))
     if foreign:
         raise ExportError(f"the model knows {', '.join(model.species)}, the structure has {', '.join(foreign)} too")
-    if not atoms.has("masses") and (has_labels(atoms) or (atoms.numbers == 0).any()):
+    if needs_masses(atoms):
         raise ExportError(
             "the beads have no masses, and the other program would take those of the symbols: atoms.set_masses(...), "
             "or take the beads from Mapping.beads"

@@ -27,6 +27,7 @@ __all__ = [
     "get_labels",
     "get_types",
     "has_labels",
+    "needs_masses",
     "set_labels",
 ]
 
@@ -44,6 +45,11 @@ class LabelError(NepCGError, ValueError):
 def has_labels(atoms) -> bool:
     """True if ``atoms`` carry labels of their own, False if the chemical symbols stand for them."""
     return ARRAY in atoms.arrays or TABLE in atoms.info
+
+
+def needs_masses(atoms) -> bool:
+    """True if ``atoms.get_masses()`` would be those of elements that beads are only called after, or of none."""
+    return not atoms.has("masses") and (has_labels(atoms) or bool((atoms.numbers == 0).any()))
 
 
 def get_labels(atoms) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ase_nepcg.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from ase_nepcg.checkpoint import CheckpointError, may_be_checkpoint, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture
@@ -79,3 +79,14 @@ def test_other_kinds_are_refused(path):
     write_checkpoint(path, "kind", {}, ARRAYS)
     with pytest.raises(CheckpointError, match="kind 'training'"):
         read_checkpoint(path, "training")
+
+
+def test_what_may_be_a_checkpoint(path):
+    write_checkpoint(path, "kind", {}, ARRAYS)
+    content = path.read_bytes()
+    assert may_be_checkpoint(content)
+    # cut short
+    assert may_be_checkpoint(content[:2])
+    assert may_be_checkpoint(b"")
+    assert not may_be_checkpoint(b"P")
+    assert not may_be_checkpoint(b"7\nLattice=")

@@ -11,9 +11,19 @@ from ase.calculators.calculator import CalculatorSetupError
 from ase.io import read, write
 
 from ase_nepcg.errors import NepCGError
-from ase_nepcg.labels import LabelError, get_labels, get_types, has_labels, set_labels
+from ase_nepcg.labels import LabelError, get_labels, get_types, has_labels, needs_masses, set_labels
 
 LABELS = ["WAT", "Na", "WAT", "aVeryLongName_16"]
+
+
+def test_masses_that_elements_cannot_give():
+    assert not needs_masses(Atoms("H2O"))
+    assert needs_masses(Atoms("X"))
+    beads = Atoms("F2")
+    set_labels(beads, "F")
+    assert needs_masses(beads)
+    beads.set_masses([18.0, 18.0])
+    assert not needs_masses(beads)
 
 
 def beads(labels=LABELS, masses=None):

@@ -31,9 +31,9 @@ class StressStrain:
 
     ``strain`` (n,): average of each window; ``stress_GPa`` (n, 6): xx, yy, zz, yz, xz, xy, positive under tension,
     with ``stress_error``; ``lateral`` (n, 3): engineering strains of the three axes, from the average lengths at which
-    the pull begins, with error. ``modulus_GPa``: slope
-    of the stress along the axis below ``linear``; ``poisson`` (3,): minus the ratio of the slopes of the lateral
-    strains and of the strain, NaN for the axis itself and for axes that were held; both with error.
+    the pull begins, with error. ``modulus_GPa``: slope of the stress along the axis below ``linear``; ``poisson`` (3,):
+    minus the ratio of the slopes of the lateral strains and of the strain, NaN for the axis itself and for
+    axes that were held; both with error.
     """
 
     axis: str
@@ -91,7 +91,8 @@ def stress_strain(
     :class:`AnalysisError`, and EnsembleError for settings of ``Deform``.
     """
     check_run(
-        *(seed, replicas),
+        seed,
+        replicas,
         max_strain=max_strain,
         temperature_K=temperature_K,
         linear=linear,

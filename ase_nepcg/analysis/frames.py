@@ -18,7 +18,7 @@ from ase.geometry import find_mic
 from ase.io import Trajectory
 
 from ..errors import NepCGError, is_integer, is_number
-from ..labels import get_labels, has_labels, set_labels
+from ..labels import get_labels, needs_masses, set_labels
 from ..md.observers import MSD, VACF, Thermo
 from ..md.observers.base import Observer, ObserverInfo
 from ..md.state import make_state
@@ -251,7 +251,7 @@ class Series:
 
 def require_masses(frame: Atoms, number: int = 0) -> None:
     """Raises :class:`AnalysisError` where the masses would be those of elements that beads are only called after."""
-    if not frame.has("masses") and (has_labels(frame) or (frame.numbers == 0).any()):
+    if needs_masses(frame):
         raise AnalysisError(
             f"frame {number}: the beads have no masses (those of the elements would be used, which are wrong): give "
             "frames with atoms.set_masses(...)"

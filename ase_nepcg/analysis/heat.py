@@ -89,7 +89,8 @@ def hnemd(
     if len(set(fields.tolist())) != len(fields) or not len(fields):
         raise AnalysisError(f"fields_per_A: expected different strengths, got {fields_per_A!r}")
     check_run(
-        *(seed, replicas),
+        seed,
+        replicas,
         timestep_fs=timestep_fs,
         temperature_K=temperature_K,
         equilibration_ps=equilibration_ps,

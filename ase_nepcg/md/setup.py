@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms
 from ..calculator import NEP
 from ..constraints import FixBeads
 from ..errors import NepCGError, is_integer, is_number
-from ..labels import get_types, has_labels
+from ..labels import get_types, needs_masses
 from .ensembles.base import Ensemble, EnsembleError, Setup
 from .state import State, make_state
 
@@ -67,7 +67,7 @@ def check_calculator(atoms) -> NEP:
 
 
 def _masses(atoms) -> np.ndarray:
-    if not atoms.has("masses") and (has_labels(atoms) or (atoms.numbers == 0).any()):
+    if needs_masses(atoms):
         raise MDError(
             "the beads have no masses (those of the elements would be used, which are wrong): atoms.set_masses(...), "
             "or take the beads from Mapping.beads, which sets them"

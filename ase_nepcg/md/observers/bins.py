@@ -82,7 +82,6 @@ def allocate_pairs(arena: Arena, state, replica, info, numbers, radii) -> None:
     """Pieces for the search of pairs of types ``numbers`` up to ``radii`` (Å, one per pair)."""
     sites = sites_of(state, replica)
     n, n_types = sites.stop - sites.start, len(info.species)
-    _check_pbc(state, replica)
     _check_reach(state, replica, max(radii, default=0.0))
     pair_of = np.full((n_types, n_types), -1)
     for k, (a, b) in enumerate(numbers):
@@ -103,22 +102,14 @@ def allocate_pairs(arena: Arena, state, replica, info, numbers, radii) -> None:
     arena.add_floats(BUFFER, BATCH + CHUNK + LANES)
 
 
-def _check_pbc(state, replica):
-    cell, pbc = state.cell[replica], state.pbc[replica]
-    periodic = cell[pbc]
-    if len(periodic):
-        size = np.linalg.norm(periodic, axis=1)
-        if (size == 0).any() or np.linalg.svd(periodic / size[:, None], compute_uv=False)[-1] < 1e-8:
-            raise ObserverError(
-                f"periodic directions {np.flatnonzero(pbc).tolist()} need linearly independent, non-zero cell vectors, "
-                f"got cell = {cell.tolist()}"
-            )
-
-
 def _check_reach(state, replica, radius):
-    """Refuse radii that meet very many images."""
+    """Refuse cells without images, and radii that meet very many."""
     pbc = state.pbc[replica]
-    heights = 1.0 / np.linalg.norm(np.linalg.inv(complete_cell(state.cell[replica], pbc)), axis=0)[pbc]
+    try:
+        cell = complete_cell(state.cell[replica], pbc)
+    except ValueError as error:
+        raise ObserverError(str(error)) from None
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)[pbc]
     images = np.prod(2.0 * radius / heights + 3.0)
     if images > _MAX_IMAGES_AT_FIRST:
         raise ObserverError(
